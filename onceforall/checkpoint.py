@@ -1,0 +1,83 @@
+"""Supernets on disk: safetensors, with the space in the file's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from onceforall import spaces
+from onceforall.errors import IncompatibleCheckpoint, OFAError
+from onceforall.files import replacing
+from onceforall.nn.supernet import Supernet
+
+FORMAT = "onceforall.supernet/1"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, atomically. Raises UnwritableOutput."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(plain, temporary, dict(metadata))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises IncompatibleCheckpoint."""
+    if not path.is_file():
+        raise IncompatibleCheckpoint(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise IncompatibleCheckpoint(f"{path} is not a whole safetensors file ({error}): copy it again") from error
+
+
+def restore(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Load tensors into a module, all of them. Raises IncompatibleCheckpoint, which names what does not fit."""
+    expected = module.state_dict()
+    missing = sorted(expected.keys() - tensors.keys())
+    extra = sorted(tensors.keys() - expected.keys())
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for kind, names in (("missing", missing), ("extra", extra), ("of wrong shape", shapes))
+        if names
+    ]
+    if problems:
+        raise IncompatibleCheckpoint(f"{origin} does not fit this space: tensors {'; '.join(problems)}")
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(tensors[name])
+
+
+def save_supernet(path: Path, supernet: Supernet) -> None:
+    """Weights and space in one file, atomically. Raises UnwritableOutput."""
+    metadata = {"format": FORMAT, "space": json.dumps(supernet.space.to_json())}
+    write_tensors(path, supernet.state_dict(), metadata)
+
+
+def load_supernet(path: str | Path) -> Supernet:
+    """The supernet that `save_supernet` wrote, channels_last. Raises IncompatibleCheckpoint."""
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise IncompatibleCheckpoint(f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}")
+    try:
+        space = spaces.from_json(json.loads(metadata["space"]))
+    except (KeyError, ValueError, OFAError) as error:
+        raise IncompatibleCheckpoint(f"{path}: its space cannot be read: {error}") from error
+    supernet = Supernet(space)
+    restore(supernet, tensors, str(path))
+    return supernet.to(memory_format=torch.channels_last)

@@ -1,0 +1,45 @@
+"""Errors a user can act on: each names the value, the allowed range and what to do."""
+
+
+class OFAError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class InvalidArchitecture(OFAError, ValueError):
+    """An architecture is not a member of its search space."""
+
+
+class InvalidConfiguration(OFAError, ValueError):
+    """A setting of a recipe, a space or a command is outside its allowed range."""
+
+
+class InfeasibleConstraint(OFAError, ValueError):
+    """No architecture of the space meets a constraint; `smallest` is the least value within reach."""
+
+    def __init__(self, message: str, smallest: float) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+
+
+class OutOfDomain(OFAError, ValueError):
+    """A table or a predictor was asked about something that it never saw."""
+
+
+class IncompatibleCheckpoint(OFAError, ValueError):
+    """A checkpoint is truncated, foreign, or belongs to another space."""
+
+
+class DataUnavailable(OFAError, OSError):
+    """A data set cannot be found, fetched or verified."""
+
+
+class UnwritableOutput(OFAError, OSError):
+    """A result cannot be written; what was saved before is untouched."""
+
+
+class MissingDependency(OFAError, ImportError):
+    """An optional package is not installed."""
+
+
+class TrainingDiverged(OFAError, ArithmeticError):
+    """The loss is no longer a number; the last checkpoint is untouched."""

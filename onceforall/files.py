@@ -1,0 +1,86 @@
+"""Files that we write: atomic, checked, readable by people."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, UnwritableOutput
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write beside the target, then rename: readers see the old file or the new one. Raises UnwritableOutput."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UnwritableOutput(f"cannot write {path}: {error.strerror or error}; choose a writable folder") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented JSON, atomically."""
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON. Raises InvalidConfiguration where the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise InvalidConfiguration(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InvalidConfiguration(f"{path} is not JSON: {error}") from error
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Add one record to a JSONL file. Raises UnwritableOutput."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+    except OSError as error:
+        raise UnwritableOutput(f"cannot write {path}: {error.strerror or error}; choose a writable folder") from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All records of a JSONL file, or none where it does not exist; a line cut off by a kill is dropped.
+
+    Raises IncompatibleCheckpoint where any other line is not JSON.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise IncompatibleCheckpoint(f"{path}, line {number} is not JSON: {error}") from error
+    return records
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Networks: elastic (supernet, blocks, ops) and plain (subnet), and batch-norm calibration."""

@@ -1,0 +1,66 @@
+"""Batch-norm statistics of one network, exact over a set of images however they are batched.
+
+A sub-network's running statistics are wrong until they are recalibrated. Averaging per-batch
+variances, or normalising each batch by itself, gives numbers that depend on the batching. Here all
+batches advance through the network together, layer by layer, and each batch norm sees the moments
+of all of them pooled: the result is that of one pass over all images as a single batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onceforall.errors import InvalidConfiguration
+from onceforall.nn.subnet import InvertedResidual
+
+
+@torch.no_grad()
+def calibrate(network: nn.Sequential, batches: Sequence[Tensor]) -> nn.Sequential:
+    """Set the batch-norm statistics of a plain network from image batches [n, 3, h, w], in place.
+
+    The running variance is the unbiased one, as torch keeps it. The network is returned in
+    evaluation mode. Raises InvalidConfiguration where there are no images.
+    """
+    if not batches or not sum(len(batch) for batch in batches):
+        raise InvalidConfiguration("calibration needs at least one batch of images")
+    network.eval()
+    _advance(network, list(batches))
+    return network
+
+
+def _advance(module: nn.Module, batches: list[Tensor]) -> list[Tensor]:
+    """Run all batches through a module, setting the statistics of each batch norm on the way."""
+    if isinstance(module, nn.BatchNorm2d):
+        mean, variance = _pooled_moments(batches)
+        count = sum(batch.numel() // batch.shape[1] for batch in batches)
+        assert module.running_mean is not None and module.running_var is not None
+        module.running_mean.copy_(mean)
+        module.running_var.copy_(variance * (count / max(count - 1, 1)))
+        return [F.batch_norm(x, mean, variance, module.weight, module.bias, eps=module.eps) for x in batches]
+    if isinstance(module, nn.Sequential):
+        # Activations work in place, so a shortcut needs its own copy of what enters the block.
+        inputs = [x.clone() for x in batches] if getattr(module, "shortcut", False) else None
+        for child in module:
+            batches = _advance(child, batches)
+        return batches if inputs is None else [x.add_(y) for x, y in zip(inputs, batches, strict=True)]
+    if any(isinstance(child, nn.BatchNorm2d) for child in module.modules()):
+        raise InvalidConfiguration(
+            f"cannot calibrate a batch norm inside {type(module).__name__}: use Sequential or {InvertedResidual.__name__}"
+        )
+    return [module(x) for x in batches]
+
+
+def _pooled_moments(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel over all batches, from each batch's own two-pass moments."""
+    counts = torch.tensor([x.numel() // x.shape[1] for x in batches], dtype=torch.float64)
+    weights = (counts / counts.sum()).to(batches[0].device)[:, None]
+    moments = [torch.var_mean(x.float(), dim=(0, 2, 3), correction=0) for x in batches]
+    means = torch.stack([mean for _, mean in moments]).double()
+    variances = torch.stack([variance for variance, _ in moments]).double()
+    mean = (weights * means).sum(0)
+    variance = (weights * (variances + (means - mean) ** 2)).sum(0)
+    return mean.float(), variance.float()

@@ -1,0 +1,129 @@
+"""Plain networks from layer specs: ordinary torch modules with nothing elastic in them.
+
+The module names are the contract with `nn/blocks.py`, which slices tensors under these names.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from onceforall.layers import Activation, ConvSpec, LayerSpec, LinearSpec, MBConvSpec, PoolSpec
+
+
+def build(specs: Sequence[LayerSpec]) -> nn.Sequential:
+    """The network of the given layers, in order, with torch's default initial weights."""
+    return nn.Sequential(*(build_layer(spec) for spec in specs))
+
+
+def build_layer(spec: LayerSpec) -> nn.Module:
+    """One layer as a plain module: input [n, c, h, w], or [n, c, 1, 1] for a linear layer."""
+    match spec:
+        case ConvSpec():
+            return _conv(
+                spec.in_channels,
+                spec.out_channels,
+                spec.kernel,
+                spec.stride,
+                spec.activation,
+                spec.bn_eps if spec.batch_norm else None,
+            )
+        case MBConvSpec():
+            return InvertedResidual(spec)
+        case PoolSpec():
+            return nn.AdaptiveAvgPool2d(1)
+        case LinearSpec():
+            linear = nn.Linear(spec.in_features, spec.out_features)
+            return nn.Sequential(OrderedDict(flatten=nn.Flatten(), dropout=nn.Dropout(spec.dropout), linear=linear))
+
+
+class InvertedResidual(nn.Sequential):
+    """Expand, depthwise, squeeze-excite and project, plus the input where there is a shortcut."""
+
+    def __init__(self, spec: MBConvSpec) -> None:
+        mid, activation, eps = spec.mid_channels, spec.activation, spec.bn_eps
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        if spec.expanded:
+            parts["expand"] = _conv(spec.in_channels, mid, 1, 1, activation, eps)
+        parts["depthwise"] = _conv(mid, mid, spec.kernel, spec.stride, activation, eps, groups=mid)
+        if spec.se_channels:
+            parts["se"] = SqueezeExcite(mid, spec.se_channels)
+        parts["project"] = _conv(mid, spec.out_channels, 1, 1, "none", eps)
+        super().__init__(parts)
+        self.shortcut = spec.shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return x + y if self.shortcut else y
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a hard sigmoid of a two-layer network of the channel means."""
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, hidden, 1)
+        self.expand = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = nn.functional.adaptive_avg_pool2d(x, 1)
+        scale = self.expand(nn.functional.relu(self.reduce(scale)))
+        return x * nn.functional.hardsigmoid(scale)
+
+
+def fold_batch_norm(network: nn.Sequential) -> nn.Sequential:
+    """Fold every batch norm into the convolution before it, in place. For evaluation only."""
+    for module in network.modules():
+        conv, bn = getattr(module, "conv", None), getattr(module, "bn", None)
+        if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(conv.eval(), bn.eval())
+            del module.bn
+    return network.eval()
+
+
+def _conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: int,
+    stride: int,
+    activation: Activation,
+    bn_eps: float | None,
+    groups: int = 1,
+) -> nn.Sequential:
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    parts["conv"] = nn.Conv2d(
+        in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+    )
+    if bn_eps is not None:
+        parts["bn"] = nn.BatchNorm2d(out_channels, eps=bn_eps)
+    match activation:
+        case "relu":
+            parts["act"] = nn.ReLU(inplace=True)
+        case "relu6":
+            parts["act"] = nn.ReLU6(inplace=True)
+        case "h_swish":
+            parts["act"] = nn.Hardswish(inplace=True)
+        case "none":
+            pass
+    return nn.Sequential(parts)
+
+
+def initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """He initialisation by fan-out for convolutions, N(0, 0.01) for linear layers, zero biases."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
+            nn.init.normal_(module.weight, 0.0, (2.0 / fan_out) ** 0.5, generator=generator)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.01, generator=generator)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+            continue
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

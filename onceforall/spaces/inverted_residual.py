@@ -1,0 +1,149 @@
+"""Spaces made of inverted residual blocks: a stage table, and its lowering to layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from onceforall.architecture import Gene
+from onceforall.errors import InvalidConfiguration
+from onceforall.layers import (
+    Activation,
+    ConvSpec,
+    LayerSpec,
+    LinearSpec,
+    MBConvSpec,
+    PoolSpec,
+    make_divisible,
+    strided_size,
+)
+from onceforall.space import SearchSpace, Unit
+
+
+@dataclass(frozen=True)
+class Stage(Unit):
+    """One row of a stage table: a unit of inverted residual blocks.
+
+    The first block has the stride and no shortcut; the others have stride 1 and a shortcut.
+    """
+
+    width: int
+    stride: int
+    activation: Activation
+    squeeze_excite: bool
+
+
+@dataclass(frozen=True)
+class FirstBlock:
+    """The fixed block after the stem: expand ratio 1, 3x3, with a shortcut where shapes allow and it is wanted."""
+
+    width: int
+    stride: int
+    activation: Activation
+    shortcut: bool
+
+
+@dataclass(frozen=True)
+class InvertedResidualSpace(SearchSpace):
+    """MobileNetV3 and its relatives: stem, a fixed block, elastic units, head.
+
+    The head is a 1x1 convolution to `final_width`, global average pooling, a 1x1 convolution
+    without batch norm to `mix_width` (0: none), and a linear classifier.
+    """
+
+    units: tuple[Stage, ...]
+    name: str
+    stem_width: int
+    stem_stride: int
+    first: FirstBlock
+    final_width: int
+    mix_width: int
+    activation: Activation
+    num_classes: int
+    dropout: float = 0.1
+    bn_eps: float = 1e-5
+
+    def stem(self, resolution: int) -> tuple[LayerSpec, ...]:
+        size = strided_size(resolution, self.stem_stride)
+        first = self.first
+        return (
+            ConvSpec(resolution, 3, self.stem_width, 3, self.stem_stride, self.activation, bn_eps=self.bn_eps),
+            MBConvSpec(
+                size,
+                self.stem_width,
+                self.stem_width,
+                first.width,
+                3,
+                first.stride,
+                first.activation,
+                se_channels=0,
+                shortcut=first.shortcut and first.stride == 1 and first.width == self.stem_width,
+                expanded=False,
+                bn_eps=self.bn_eps,
+            ),
+        )
+
+    def block(self, resolution: int, unit: int, index: int, gene: Gene) -> LayerSpec:
+        stage = self.units[unit]
+        in_channels = stage.width if index else self._in_widths[unit]
+        mid_channels = make_divisible(round(in_channels * gene.expand))
+        return MBConvSpec(
+            self._in_size(resolution, unit, index),
+            in_channels,
+            mid_channels,
+            stage.width,
+            gene.kernel,
+            1 if index else stage.stride,
+            stage.activation,
+            se_channels=make_divisible(mid_channels // 4) if stage.squeeze_excite else 0,
+            shortcut=index > 0,
+            bn_eps=self.bn_eps,
+        )
+
+    def head(self, resolution: int) -> tuple[LayerSpec, ...]:
+        size = self._in_size(resolution, len(self.units), 0)
+        width = self.units[-1].width
+        expand = ConvSpec(size, width, self.final_width, 1, 1, self.activation, bn_eps=self.bn_eps)
+        features = self.mix_width or self.final_width
+        mix = (
+            (ConvSpec(1, self.final_width, self.mix_width, 1, 1, self.activation, batch_norm=False),)
+            if self.mix_width
+            else ()
+        )
+        return (
+            expand,
+            PoolSpec(size, self.final_width),
+            *mix,
+            LinearSpec(features, self.num_classes, self.dropout),
+        )
+
+    @cached_property
+    def _in_widths(self) -> tuple[int, ...]:
+        return (self.first.width, *(stage.width for stage in self.units[:-1]))
+
+    def _in_size(self, resolution: int, unit: int, index: int) -> int:
+        """Feature-map size (px) entering a block; `unit` may be one past the last."""
+        size = strided_size(strided_size(resolution, self.stem_stride), self.first.stride)
+        for stage in self.units[: unit + (index > 0)]:
+            size = strided_size(size, stage.stride)
+        return size
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "inverted_residual", **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> InvertedResidualSpace:
+        """The inverse of `to_json`. Raises InvalidConfiguration where the form is wrong."""
+        fields = {key: item for key, item in value.items() if key != "type"}
+        try:
+            fields["units"] = tuple(
+                Stage(**{key: tuple(item) if isinstance(item, list) else item for key, item in stage.items()})
+                for stage in fields["units"]
+            )
+            fields["first"] = FirstBlock(**fields["first"])
+            fields["resolutions"] = tuple(fields["resolutions"])
+            return cls(**fields)
+        except (KeyError, TypeError) as error:
+            raise InvalidConfiguration(f"not an inverted-residual space: {error}") from error
