@@ -1,1 +1,76 @@
-"""Once-for-All."""
+"""Train one elastic supernet once; for any device and budget, get a specialised network without training again.
+
+Read these files first: architecture.py and layers.py (the values), space.py (choices and lowering),
+nn/supernet.py (the elastic network), training/recipe.py (progressive shrinking), deploy/specialize.py
+(the whole road).
+"""
+
+from onceforall import spaces, zoo
+from onceforall.architecture import Architecture, Gene
+from onceforall.checkpoint import load_supernet, save_supernet
+from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory
+from onceforall.cost.latency import LatencyTable
+from onceforall.cost.profile import profile
+from onceforall.data.cifar10 import cifar10
+from onceforall.data.dataset import ImageData
+from onceforall.deploy.specialize import specialize
+from onceforall.devices import by_name as device
+from onceforall.errors import (
+    DataUnavailable,
+    IncompatibleCheckpoint,
+    InfeasibleConstraint,
+    InvalidArchitecture,
+    InvalidConfiguration,
+    OFAError,
+    OutOfDomain,
+    TrainingDiverged,
+    UnwritableOutput,
+)
+from onceforall.evaluate import measure_top1, top1
+from onceforall.nn.calibrate import calibrate
+from onceforall.nn.supernet import Supernet
+from onceforall.predict.accuracy import MLPPredictor
+from onceforall.predict.labels import label, read_labels
+from onceforall.search.evolution import SearchResult, search
+from onceforall.training import recipe as recipes
+from onceforall.training.trainer import train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Architecture",
+    "DataUnavailable",
+    "Gene",
+    "ImageData",
+    "IncompatibleCheckpoint",
+    "InfeasibleConstraint",
+    "InvalidArchitecture",
+    "InvalidConfiguration",
+    "LatencyTable",
+    "MACs",
+    "MLPPredictor",
+    "OFAError",
+    "OutOfDomain",
+    "Parameters",
+    "PeakActivationMemory",
+    "SearchResult",
+    "Supernet",
+    "TrainingDiverged",
+    "UnwritableOutput",
+    "calibrate",
+    "cifar10",
+    "device",
+    "label",
+    "load_supernet",
+    "measure_top1",
+    "profile",
+    "read_labels",
+    "recipes",
+    "save_supernet",
+    "search",
+    "spaces",
+    "specialize",
+    "top1",
+    "train",
+    "zoo",
+]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from onceforall import spaces
 from onceforall.errors import IncompatibleCheckpoint, OFAError
 from onceforall.files import replacing
+from onceforall.nn.subnet import channels_last
 from onceforall.nn.supernet import Supernet
 
 FORMAT = "onceforall.supernet/1"
@@ -80,4 +81,4 @@ def load_supernet(path: str | Path) -> Supernet:
         raise IncompatibleCheckpoint(f"{path}: its space cannot be read: {error}") from error
     supernet = Supernet(space)
     restore(supernet, tensors, str(path))
-    return supernet.to(memory_format=torch.channels_last)
+    return channels_last(supernet)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from onceforall.architecture import Architecture
 from onceforall.data.dataset import ImageData, Split
 from onceforall.nn.calibrate import calibrate
-from onceforall.nn.subnet import fold_batch_norm
+from onceforall.nn.subnet import channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet
 
 
@@ -30,7 +30,7 @@ def specialised(supernet: Supernet, arch: Architecture, data: ImageData) -> nn.S
     In evaluation mode and channels_last: for measuring and exporting, not for training.
     """
     network = calibrate(supernet.extract(arch), data.calibration(arch.resolution))
-    return fold_batch_norm(network).to(memory_format=torch.channels_last)
+    return channels_last(fold_batch_norm(network))
 
 
 def measure_top1(supernet: Supernet, arch: Architecture, data: ImageData, split: Split) -> float:

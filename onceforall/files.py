@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,16 @@ def read_json(path: Path) -> Any:
         raise InvalidConfiguration(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise InvalidConfiguration(f"{path} is not JSON: {error}") from error
+
+
+def as_json(value: Any) -> Any:
+    """The value as it comes back from a JSON file: tuples become lists, keys strings."""
+    return json.loads(json.dumps(value))
+
+
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """One JSON object a line, atomically. Raises UnwritableOutput."""
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:

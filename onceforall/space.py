@@ -11,9 +11,8 @@ operations. Blocks are numbered unit by unit, each unit holding as many as its l
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Self
@@ -84,12 +83,17 @@ class SearchSpace(ABC):
         """The layers of an architecture, in order. Raises InvalidArchitecture."""
         return _lower(self, architecture)
 
+    def blocks(self, resolution: int) -> Iterator[LayerSpec]:
+        """Every form of every elastic block at a resolution: units, blocks, kernels, expands in order."""
+        for u, b in self._blocks:
+            for kernel in self.units[u].kernels:
+                for expand in self.units[u].expands:
+                    yield self.block(resolution, u, b, Gene(kernel, expand))
+
     def validate(self, architecture: Architecture) -> None:
         """Raises InvalidArchitecture, naming the first wrong choice (units and blocks count from 1)."""
         if architecture.resolution not in self.resolutions:
-            raise InvalidArchitecture(
-                f"resolution {architecture.resolution}: choices are {_listed(self.resolutions)}"
-            )
+            raise InvalidArchitecture(f"resolution {architecture.resolution}: choices are {_listed(self.resolutions)}")
         if len(architecture.units) != len(self.units):
             raise InvalidArchitecture(f"{len(architecture.units)} units: this space has {len(self.units)}")
         for u, (genes, unit) in enumerate(zip(architecture.units, self.units, strict=True), 1):
@@ -110,10 +114,10 @@ class SearchSpace(ABC):
     @property
     def size(self) -> int:
         """Number of distinct architectures."""
-        per_unit = (
-            sum((len(unit.kernels) * len(unit.expands)) ** depth for depth in unit.depths) for unit in self.units
-        )
-        return len(self.resolutions) * math.prod(per_unit)
+        result = len(self.resolutions)
+        for unit in self.units:
+            result *= sum(pow(len(unit.kernels) * len(unit.expands), depth) for depth in unit.depths)
+        return result
 
     def uniform(self, depth: int, kernel: int, expand: int, resolution: int) -> Architecture:
         """The network with one depth, one kernel size and one expand ratio everywhere."""
@@ -144,9 +148,7 @@ class SearchSpace(ABC):
         return self._extreme(-1)
 
     def _extreme(self, end: int) -> Architecture:
-        units = tuple(
-            (Gene(unit.kernels[end], unit.expands[end]),) * unit.depths[end] for unit in self.units
-        )
+        units = tuple((Gene(unit.kernels[end], unit.expands[end]),) * unit.depths[end] for unit in self.units)
         return Architecture(self.resolutions[end], units)
 
     def sample(self, rng: np.random.Generator) -> Architecture:
@@ -270,9 +272,12 @@ class SearchSpace(ABC):
         redraw = rng.random(rows.shape) < probability
         return self._canonical(np.where(redraw | (rows < 0), fresh, rows))
 
-    def crossover_rows(self, first: Rows, second: Rows, rng: np.random.Generator) -> Rows:
-        """Take each choice from either parent; where only one parent has a block, its gene is taken."""
-        mixed = np.where(rng.random(first.shape) < 0.5, first, second)
+    def crossover_rows(self, first: Rows, second: Rows, rng: np.random.Generator, share: float = 0.5) -> Rows:
+        """Take each choice from the second parent with probability `share`, else from the first.
+
+        Where only one parent has a block, its gene is taken.
+        """
+        mixed = np.where(rng.random(first.shape) < share, second, first)
         other = np.maximum(first, second)
         # A block that neither parent has cannot become active: its unit's depth comes from a parent.
         return self._canonical(np.where(mixed < 0, other, mixed))
@@ -333,7 +338,9 @@ def _lower(space: SearchSpace, architecture: Architecture) -> tuple[LayerSpec, .
     space.validate(architecture)
     resolution = architecture.resolution
     blocks = (
-        space.block(resolution, u, b, gene) for u, genes in enumerate(architecture.units) for b, gene in enumerate(genes)
+        space.block(resolution, u, b, gene)
+        for u, genes in enumerate(architecture.units)
+        for b, gene in enumerate(genes)
     )
     return (*space.stem(resolution), *blocks, *space.head(resolution))
 

@@ -15,7 +15,7 @@ from onceforall.layers import ConvSpec, LayerSpec, LinearSpec, MBConvSpec, PoolS
 from onceforall.nn import ops
 from onceforall.nn.fast_cpu import global_pool
 from onceforall.nn.ops import Tensors, leading
-from onceforall.nn.subnet import build_layer
+from onceforall.nn.subnet import InvertedResidual, build_layer
 
 
 class FixedLayer(nn.Module):
@@ -39,7 +39,7 @@ class ElasticMBConv(nn.Module):
     def __init__(self, largest: MBConvSpec, kernels: Sequence[int]) -> None:
         super().__init__()
         self.largest = largest
-        self.full = build_layer(largest)
+        self.full = InvertedResidual(largest)
         # One matrix for each kernel below the largest, shared by all channels; identity at the start.
         self.transforms = nn.ParameterDict(
             {str(size): nn.Parameter(torch.eye(size * size)) for size in kernels if size < largest.kernel}
@@ -99,11 +99,10 @@ class ElasticMBConv(nn.Module):
             return
         order = ops.order_by_importance(full.project.conv.weight.abs().sum(dim=(0, 2, 3)), mid_boundaries)
         _permute(full.project.conv.weight, order, dim=1)
-        convs = [full.depthwise.conv.weight, full.expand.conv.weight]
-        for bn in (full.expand.bn, full.depthwise.bn):
-            convs += [bn.weight, bn.bias, bn.running_mean, bn.running_var]
-        for tensor in convs:
-            _permute(tensor, order)
+        for part in (full.expand, full.depthwise):
+            bn = part.bn
+            for tensor in (part.conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var):
+                _permute(tensor, order)
         if self.largest.se_channels:
             se = full.se
             _permute(se.expand.weight, order)
@@ -119,5 +118,6 @@ def _named(prefix: str, tensors: Tensors) -> Tensors:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
 
-def _permute(tensor: Tensor, order: Tensor, dim: int = 0) -> None:
+def _permute(tensor: Tensor | None, order: Tensor, dim: int = 0) -> None:
+    assert tensor is not None  # torch types a bias and running statistics as optional
     tensor.copy_(tensor.index_select(dim, order))

@@ -37,7 +37,8 @@ def _advance(module: nn.Module, batches: list[Tensor]) -> list[Tensor]:
     if isinstance(module, nn.BatchNorm2d):
         mean, variance = _pooled_moments(batches)
         count = sum(batch.numel() // batch.shape[1] for batch in batches)
-        assert module.running_mean is not None and module.running_var is not None
+        assert module.running_mean is not None
+        assert module.running_var is not None
         module.running_mean.copy_(mean)
         module.running_var.copy_(variance * (count / max(count - 1, 1)))
         return [F.batch_norm(x, mean, variance, module.weight, module.bias, eps=module.eps) for x in batches]
@@ -49,7 +50,8 @@ def _advance(module: nn.Module, batches: list[Tensor]) -> list[Tensor]:
         return batches if inputs is None else [x.add_(y) for x, y in zip(inputs, batches, strict=True)]
     if any(isinstance(child, nn.BatchNorm2d) for child in module.modules()):
         raise InvalidConfiguration(
-            f"cannot calibrate a batch norm inside {type(module).__name__}: use Sequential or {InvertedResidual.__name__}"
+            f"cannot calibrate a batch norm inside {type(module).__name__}: "
+            f"use Sequential or {InvertedResidual.__name__}"
         )
     return [module(x) for x in batches]
 

@@ -41,7 +41,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     if kernel > 3 and x.device.type == "cpu" and torch.is_grad_enabled() and weight.requires_grad:
         out_size = (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
         if x.shape[2] * x.shape[3] * out_size[0] * out_size[1] <= _MAX_PIXEL_PAIRS:
-            result: Tensor = _DepthwiseConv.apply(x, weight, stride)
+            result: Tensor = _DepthwiseConv.apply(x, weight, stride)  # type: ignore[no-untyped-call]
             return result
     return F.conv2d(x, weight, None, stride, kernel // 2, 1, x.shape[1])
 
@@ -49,7 +49,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 def global_pool(x: Tensor) -> Tensor:
     """Mean over all pixels, [n, c, h, w] -> [n, c, 1, 1]; its gradient keeps the memory format of `x`."""
     if x.device.type == "cpu" and torch.is_grad_enabled():
-        result: Tensor = _GlobalPool.apply(x)
+        result: Tensor = _GlobalPool.apply(x)  # type: ignore[no-untyped-call]
         return result
     return F.adaptive_avg_pool2d(x, 1)
 
@@ -62,7 +62,7 @@ class _DepthwiseConv(torch.autograd.Function):
         return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, x.shape[1])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight = ctx.saved_tensors
         kernel, channels = weight.shape[-1], weight.shape[0]
@@ -106,9 +106,10 @@ class _GlobalPool(torch.autograd.Function):
         return F.adaptive_avg_pool2d(x, 1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         spread = (grad / (ctx.shape[2] * ctx.shape[3])).expand(ctx.shape)
-        return spread.contiguous(
+        result: Tensor = spread.contiguous(
             memory_format=torch.channels_last if ctx.channels_last else torch.contiguous_format
         )
+        return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import torch
@@ -14,8 +15,9 @@ from onceforall.nn.fast_cpu import depthwise_conv, global_pool
 Tensors = dict[str, Tensor]
 
 
-def leading(tensor: Tensor, *sizes: int) -> Tensor:
+def leading(tensor: Tensor | None, *sizes: int) -> Tensor:
     """The first entries along each leading dimension: a view, or the tensor itself where nothing is cut."""
+    assert tensor is not None  # torch types a bias and running statistics as optional
     for dim, size in enumerate(sizes):
         if size != tensor.shape[dim]:
             tensor = tensor.narrow(dim, 0, size)
@@ -39,7 +41,9 @@ def transform_kernel(weight: Tensor, kernel: int, transforms: Mapping[str, Tenso
 
 def slice_batch_norm(bn: nn.BatchNorm2d, channels: int) -> Tensors:
     """Scale, shift and running statistics of the first channels; the statistics are views into `bn`."""
-    assert bn.running_mean is not None and bn.running_var is not None and bn.num_batches_tracked is not None
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    assert bn.num_batches_tracked is not None
     return {
         "bn.weight": leading(bn.weight, channels),
         "bn.bias": leading(bn.bias, channels),
@@ -101,6 +105,6 @@ def order_by_importance(importance: Tensor, boundaries: tuple[int, ...]) -> Tens
     edges = [0, *boundaries, len(importance)]
     ranges = [
         start + torch.argsort(importance[start:end], descending=True, stable=True)
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in itertools.pairwise(edges)
     ]
     return torch.cat(ranges)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from onceforall.layers import Activation, ConvSpec, LayerSpec, LinearSpec, MBConvSpec, PoolSpec
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def build(specs: Sequence[LayerSpec]) -> nn.Sequential:
@@ -41,8 +44,20 @@ def build_layer(spec: LayerSpec) -> nn.Module:
             return nn.Sequential(OrderedDict(flatten=nn.Flatten(), dropout=nn.Dropout(spec.dropout), linear=linear))
 
 
+class ConvNormAct(nn.Sequential):
+    """A convolution called `conv`, then where there is one a batch norm `bn`, then an activation `act`."""
+
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d
+
+
 class InvertedResidual(nn.Sequential):
     """Expand, depthwise, squeeze-excite and project, plus the input where there is a shortcut."""
+
+    expand: ConvNormAct
+    depthwise: ConvNormAct
+    se: SqueezeExcite
+    project: ConvNormAct
 
     def __init__(self, spec: MBConvSpec) -> None:
         mid, activation, eps = spec.mid_channels, spec.activation, spec.bn_eps
@@ -57,7 +72,7 @@ class InvertedResidual(nn.Sequential):
         self.shortcut = spec.shortcut
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
         return x + y if self.shortcut else y
 
 
@@ -75,12 +90,16 @@ class SqueezeExcite(nn.Module):
         return x * nn.functional.hardsigmoid(scale)
 
 
+def channels_last(module: M) -> M:
+    """The module with its convolution weights in torch's channels_last memory format, in place."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
 def fold_batch_norm(network: nn.Sequential) -> nn.Sequential:
     """Fold every batch norm into the convolution before it, in place. For evaluation only."""
     for module in network.modules():
-        conv, bn = getattr(module, "conv", None), getattr(module, "bn", None)
-        if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
-            module.conv = fuse_conv_bn_eval(conv.eval(), bn.eval())
+        if isinstance(module, ConvNormAct) and hasattr(module, "bn"):
+            module.conv = fuse_conv_bn_eval(module.conv.eval(), module.bn.eval())
             del module.bn
     return network.eval()
 
@@ -93,11 +112,9 @@ def _conv(
     activation: Activation,
     bn_eps: float | None,
     groups: int = 1,
-) -> nn.Sequential:
+) -> ConvNormAct:
     parts: OrderedDict[str, nn.Module] = OrderedDict()
-    parts["conv"] = nn.Conv2d(
-        in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
-    )
+    parts["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     if bn_eps is not None:
         parts["bn"] = nn.BatchNorm2d(out_channels, eps=bn_eps)
     match activation:
@@ -109,7 +126,7 @@ def _conv(
             parts["act"] = nn.Hardswish(inplace=True)
         case "none":
             pass
-    return nn.Sequential(parts)
+    return ConvNormAct(parts)
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:

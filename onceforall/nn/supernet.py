@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,7 @@ class Supernet(nn.Module):
         resolution = largest.resolution
         self.stem = nn.ModuleList(_fixed(spec) for spec in space.stem(resolution))
         self.units = nn.ModuleList(
-            nn.ModuleList(
-                _elastic(space.block(resolution, u, b, gene), unit.kernels) for b, gene in enumerate(genes)
-            )
+            nn.ModuleList(_elastic(space.block(resolution, u, b, gene), unit.kernels) for b, gene in enumerate(genes))
             for u, (unit, genes) in enumerate(zip(space.units, largest.units, strict=True))
         )
         self.head = nn.ModuleList(_fixed(spec) for spec in space.head(resolution))
@@ -79,8 +78,8 @@ class Supernet(nn.Module):
         stay in front. The largest network's output does not change.
         """
         largest = self.space.largest()
-        for u, blocks in enumerate(self.units):
-            for b, block in enumerate(blocks):  # type: ignore[arg-type]
+        for u, blocks in enumerate(self._units):
+            for b, block in enumerate(blocks):
                 trained = [
                     self.space.block(largest.resolution, u, b, largest.units[u][b]._replace(expand=expand))
                     for expand in sorted(trained_expands)
@@ -93,12 +92,13 @@ class Supernet(nn.Module):
     def _route(self, arch: Architecture) -> Iterator[tuple[Block, LayerSpec]]:
         """The active blocks of an architecture with their specs, in order."""
         specs = self.space.lower(arch)
-        blocks = [
-            *self.stem,
-            *(block for unit, depth in zip(self.units, arch.depths, strict=True) for block in unit[:depth]),  # type: ignore[index]
-            *self.head,
-        ]
-        return zip(blocks, specs, strict=True)  # type: ignore[arg-type]
+        units = (block for unit, depth in zip(self._units, arch.depths, strict=True) for block in unit[:depth])
+        blocks = [*cast(list[Block], self.stem), *units, *cast(list[Block], self.head)]
+        return zip(blocks, specs, strict=True)
+
+    @property
+    def _units(self) -> list[list[ElasticMBConv]]:
+        return [list(cast(list[ElasticMBConv], unit)) for unit in self.units]
 
 
 def _fixed(spec: LayerSpec) -> Block:

@@ -1,6 +1,6 @@
 """The spaces that come with the package, and the way back from JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from onceforall.errors import InvalidConfiguration
@@ -10,7 +10,10 @@ from onceforall.spaces.mobilenet_v3 import mobilenet_v3, mobilenet_v3_small_imag
 
 __all__ = ["BY_NAME", "from_json", "mobilenet_v3", "mobilenet_v3_small_images"]
 
-BY_NAME = {"mobilenet_v3": mobilenet_v3, "mobilenet_v3_small_images": mobilenet_v3_small_images}
+BY_NAME: dict[str, Callable[..., InvertedResidualSpace]] = {
+    "mobilenet_v3": mobilenet_v3,
+    "mobilenet_v3_small_images": mobilenet_v3_small_images,
+}
 
 _TYPES = {"inverted_residual": InvertedResidualSpace}
 

@@ -139,7 +139,7 @@ class InvertedResidualSpace(SearchSpace):
         fields = {key: item for key, item in value.items() if key != "type"}
         try:
             fields["units"] = tuple(
-                Stage(**{key: tuple(item) if isinstance(item, list) else item for key, item in stage.items()})
+                Stage(**{**stage, **{key: tuple(stage[key]) for key in ("depths", "kernels", "expands")}})
                 for stage in fields["units"]
             )
             fields["first"] = FirstBlock(**fields["first"])

@@ -88,22 +88,23 @@ def progressive_shrinking(
     warm-up takes 5 of 180 or 125 epochs, rounded, in the long phases.
     """
     if len(epochs) != 6:
-        raise InvalidConfiguration(f"epochs {tuple(epochs)}: give six, for full, kernel, depth 1, depth 2, width 1, width 2")
+        raise InvalidConfiguration(
+            f"epochs {tuple(epochs)}: give six (full, kernel, depth 1, depth 2, width 1, width 2)"
+        )
     scale = learning_rate_scale * batch_size / 2048
     full, kernel, depth1, depth2, width1, width2 = epochs
 
     def warmup(length: int, paper: int) -> int:
         return min(length, round(5 * length / paper))
 
+    opened: dict[str, Any] = {"kernels": 3, "depths": 3, "subnets": 4, "sort_channels": True}
     phases = (
         Phase("full", full, 2.6 * scale, warmup(full, 180), distill=0.0),
         Phase("kernel", kernel, 0.96 * scale, warmup(kernel, 125), kernels=3),
         Phase("depth 1", depth1, 0.08 * scale, kernels=3, depths=2, subnets=2),
         Phase("depth 2", depth2, 0.24 * scale, warmup(depth2, 125), kernels=3, depths=3, subnets=2),
-        Phase("width 1", width1, 0.08 * scale, kernels=3, depths=3, expands=2, subnets=4, sort_channels=True),
-        Phase(
-            "width 2", width2, 0.24 * scale, warmup(width2, 125), kernels=3, depths=3, expands=3, subnets=4, sort_channels=True
-        ),
+        Phase("width 1", width1, 0.08 * scale, expands=2, **opened),
+        Phase("width 2", width2, 0.24 * scale, warmup(width2, 125), expands=3, **opened),
     )
     return Recipe("progressive_shrinking", phases, batch_size, weight_decay=weight_decay)
 

@@ -15,7 +15,6 @@ A run is a folder:
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import time
@@ -32,8 +31,9 @@ from onceforall.data.augment import flip_and_shift
 from onceforall.data.dataset import ImageData
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
 from onceforall.evaluate import measure_top1, specialised
-from onceforall.files import append_jsonl, read_json, read_jsonl, write_atomically, write_json
+from onceforall.files import append_jsonl, as_json, read_json, read_jsonl, write_json, write_jsonl
 from onceforall.nn.fast_cpu import keep_freed_memory
+from onceforall.nn.subnet import channels_last
 from onceforall.nn.supernet import Supernet
 from onceforall.training.losses import hard_cross_entropy, soft_cross_entropy
 from onceforall.training.recipe import Phase, Recipe
@@ -88,7 +88,7 @@ class _Run:
         keep_freed_memory()
         self.data, self.recipe, self.folder, self.seed = data, recipe, folder, seed
         self.device, self.precision = torch.device(device), precision
-        self.supernet = supernet.to(self.device, memory_format=torch.channels_last)
+        self.supernet = channels_last(supernet.to(self.device))
         self.train_images = data.train_images[data.indices["train"]].to(self.device)
         self.train_labels = data.labels("train").to(self.device)
         self.steps_per_epoch = len(self.train_images) // recipe.batch_size
@@ -256,7 +256,7 @@ class _Run:
             return {}
         for name, value in identity.items():
             # Compare as JSON: tuples were written as lists.
-            if read_json(self.folder / name) != _as_json(value):
+            if read_json(self.folder / name) != as_json(value):
                 raise InvalidConfiguration(
                     f"{self.folder / name} is of another run: choose a new folder, or repeat the settings in it"
                 )
@@ -269,7 +269,7 @@ class _Run:
         log = self.folder / "log.jsonl"
         place = (self.phase, self.step)
         kept = [line for line in read_jsonl(log) if (line.get("phase", -1), line.get("step", 0)) <= place]
-        write_atomically(log, "".join(_json_line(line) for line in kept))
+        write_jsonl(log, kept)
         append_jsonl(log, {"event": "resume", "phase": self.phase, "step": self.step})
         return momentum
 
@@ -285,11 +285,3 @@ class _Run:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self.began
-
-
-def _as_json(value: Any) -> Any:
-    return json.loads(json.dumps(value))
-
-
-def _json_line(value: Record) -> str:
-    return json.dumps(value) + "\n"

@@ -1,0 +1,149 @@
+"""A latency table: milliseconds a layer, summed, with one affine correction. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from onceforall.cost.model import AdditiveCost
+from onceforall.errors import InvalidConfiguration, OutOfDomain
+from onceforall.files import read_json, write_json
+from onceforall.layers import LayerSpec
+from onceforall.space import SearchSpace
+
+FORMAT = "onceforall.latency/1"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One measurement: median and spread (half the interquartile range) of `count` turns, in ms."""
+
+    median: float
+    spread: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How well a table predicts whole networks that took no part in its correction.
+
+    mape: mean absolute error in percent of the measured latency; bias: mean signed error in percent;
+    within_5: share of networks within 5 %, in percent; spearman: rank correlation; noise: how much
+    the same networks differ between two measurements, mean absolute percent.
+    """
+
+    networks: int
+    mape: float
+    bias: float
+    within_5: float
+    spearman: float
+    noise: float
+
+    @classmethod
+    def of(cls, predicted: Sequence[float], measured: Sequence[float], repeated: Sequence[float]) -> Validation:
+        """Compare predictions (ms) with measurements, and those with their repetition."""
+        p, m, r = (np.asarray(values, float) for values in (predicted, measured, repeated))
+        errors = 100 * (p - m) / m
+        return cls(
+            len(m),
+            float(np.abs(errors).mean()),
+            float(errors.mean()),
+            float(100 * (np.abs(errors) <= 5).mean()),
+            float(spearmanr(p, m).statistic),
+            float(np.abs(100 * (r - m) / m).mean()),
+        )
+
+
+@dataclass(frozen=True)
+class LatencyTable(AdditiveCost):
+    """Latency of every layer of a space on one device, and what was measured of whole networks.
+
+    Predicted latency (ms) = constant + scale * sum over layers. `device` says what was measured.
+    """
+
+    device: Mapping[str, Any]
+    entries: Mapping[str, Timing]
+    scale: float = 1.0
+    constant: float = 0.0
+    validation: Validation | None = None
+    name: str = field(default="latency", init=False)
+    unit: str = field(default="ms", init=False)
+
+    def layer_cost(self, layer: LayerSpec) -> float:
+        """Scaled milliseconds of a layer. Raises OutOfDomain where the table has no such layer."""
+        try:
+            return self.scale * self.entries[layer.key].median
+        except KeyError:
+            raise OutOfDomain(
+                f"layer {layer.key} is not in the latency table of {self.device.get('name', 'this device')} "
+                f"({len(self.entries)} layers): profile the space that it belongs to"
+            ) from None
+
+    def corrected(self, networks: Sequence[Sequence[LayerSpec]], measured: Sequence[float]) -> LatencyTable:
+        """The table with scale and constant fitted to measured networks (ms), relative errors least squares."""
+        if len(networks) < 3:
+            raise InvalidConfiguration(f"{len(networks)} networks: a correction needs at least 3")
+        plain = replace(self, scale=1.0, constant=0.0)
+        sums = np.array([plain.cost(layers) for layers in networks])
+        truth = np.asarray(measured, float)
+        design = np.stack([sums, np.ones_like(sums)], axis=1) / truth[:, None]
+        (scale, constant), *_ = np.linalg.lstsq(design, np.ones_like(truth), rcond=None)
+        return replace(self, scale=float(scale), constant=float(constant))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes an equal table."""
+        return {
+            "format": FORMAT,
+            "unit": "ms",
+            "device": dict(self.device),
+            "scale": self.scale,
+            "constant": self.constant,
+            "validation": asdict(self.validation) if self.validation else None,
+            "entries": {key: asdict(timing) for key, timing in self.entries.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LatencyTable:
+        """The inverse of `to_json`. Raises InvalidConfiguration."""
+        if value.get("format") != FORMAT:
+            raise InvalidConfiguration(f"latency table of format {value.get('format')!r}: expected {FORMAT!r}")
+        try:
+            validation = value["validation"]
+            return cls(
+                value["device"],
+                {key: Timing(**timing) for key, timing in value["entries"].items()},
+                float(value["scale"]),
+                float(value["constant"]),
+                Validation(**validation) if validation else None,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidConfiguration(f"not a latency table: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON. Raises UnwritableOutput."""
+        write_json(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyTable:
+        """Read what `save` wrote. Raises InvalidConfiguration."""
+        return cls.from_json(read_json(Path(path)))
+
+    @classmethod
+    def synthetic(cls, space: SearchSpace, macs_per_ms: float = 1e6, overhead_ms: float = 0.01) -> LatencyTable:
+        """A made-up device, for tests and examples: so many MACs a millisecond and a cost per layer."""
+        entries = {layer.key: Timing(layer.macs / macs_per_ms + overhead_ms, 0.0, 1) for layer in unique_layers(space)}
+        return cls({"name": "synthetic", "macs_per_ms": macs_per_ms, "overhead_ms": overhead_ms}, entries)
+
+
+def unique_layers(space: SearchSpace) -> list[LayerSpec]:
+    """Every different layer that some architecture of the space has, one a key, in order of appearance."""
+    layers: dict[str, LayerSpec] = {}
+    for resolution in space.resolutions:
+        for layer in (*space.stem(resolution), *space.blocks(resolution), *space.head(resolution)):
+            layers.setdefault(layer.key, layer)
+    return list(layers.values())

@@ -1,0 +1,54 @@
+"""What a cost model is, and the constraint that it makes."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onceforall.errors import InvalidConfiguration
+from onceforall.layers import LayerSpec
+
+
+class CostModel(ABC):
+    """From the layers of a network to a number in `unit`."""
+
+    name: str
+    unit: str
+
+    @abstractmethod
+    def cost(self, layers: Sequence[LayerSpec]) -> float:
+        """Cost of a network, in `unit`."""
+
+    def at_most(self, bound: float) -> Constraint:
+        """The constraint that the cost is at most `bound`, in `unit`."""
+        return Constraint(self, bound)
+
+
+class AdditiveCost(CostModel):
+    """A cost that is a constant plus a sum over layers: a search can gather it from a table."""
+
+    constant: float = 0.0
+
+    @abstractmethod
+    def layer_cost(self, layer: LayerSpec) -> float:
+        """Contribution of one layer, in `unit`."""
+
+    def cost(self, layers: Sequence[LayerSpec]) -> float:
+        return self.constant + sum(self.layer_cost(layer) for layer in layers)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A cost model and its upper bound (inclusive)."""
+
+    model: CostModel
+    bound: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.bound) and self.bound > 0):
+            raise InvalidConfiguration(f"{self.model.name} <= {self.bound}: expected a positive, finite bound")
+
+    def __str__(self) -> str:
+        return f"{self.model.name} <= {self.bound:g} {self.model.unit}"

@@ -1,0 +1,373 @@
+"""Specialise a supernet for a device: search, extract, calibrate, export, measure, and say what came out.
+
+Which images decide what: the predictor learnt from the label images; the best candidates of a
+search are measured on the label images again; the test images are used once, at the end, on what
+was chosen.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from onceforall.architecture import Architecture
+from onceforall.cost.analytic import macs, params
+from onceforall.cost.latency import LatencyTable, Timing
+from onceforall.cost.profile import measure_latency, profile
+from onceforall.data.dataset import ImageData
+from onceforall.devices.onnx import to_onnx
+from onceforall.devices.onnxruntime import OnnxRuntimeDevice
+from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
+from onceforall.evaluate import specialised, top1
+from onceforall.files import sha256, write_atomically, write_json
+from onceforall.nn.supernet import Supernet
+from onceforall.predict.accuracy import MLPPredictor, PredictorQuality, assess
+from onceforall.predict.labels import Label
+from onceforall.search.evolution import search
+
+Report = Callable[[str, int, int], None]
+Role = Literal["largest", "searched", "uniform"]
+
+FORMAT = "onceforall.manifest/1"
+PARITY = 1e-4  # largest allowed difference of logits between the exported file and torch, relative to the largest logit
+
+
+@dataclass
+class Network:
+    """One exported network with what was promised and what was measured.
+
+    Latency in ms at batch 1 on the device; top-1 in percent. `predicted_top1` and `label_top1` are
+    about the label images, `test_top1` about the test images, by the exported file in its runtime.
+    """
+
+    role: Role
+    budget: str | None
+    budget_ms: float | None
+    architecture: Architecture
+    macs: int
+    params: int
+    predicted_latency_ms: float
+    predicted_top1: float
+    label_top1: float | None = None
+    measured_latency_ms: float = math.nan
+    latency_spread_ms: float = math.nan
+    test_top1: float = math.nan
+    parity: float = math.nan
+    file: str = ""
+    bytes: int = 0
+    sha256: str = ""
+    attempts: list[str] = field(default_factory=list)
+
+    @property
+    def budget_met(self) -> bool | None:
+        """Whether the measured latency is within the budget; None where there is none."""
+        return None if self.budget_ms is None else self.measured_latency_ms <= self.budget_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return {**asdict(self), "architecture": self.architecture.to_json(), "budget_met": self.budget_met}
+
+
+@dataclass
+class Specialization:
+    """Everything a specialisation found; `to_json` is the manifest."""
+
+    networks: list[Network]
+    table: LatencyTable
+    quality: PredictorQuality
+    labels: Sequence[Label]
+    about: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest without the latency table's entries, which have a file of their own."""
+        return {
+            "format": FORMAT,
+            **self.about,
+            "device": dict(self.table.device),
+            "latency_table": {
+                "file": "latency.json",
+                "layers": len(self.table.entries),
+                "scale": self.table.scale,
+                "constant_ms": self.table.constant,
+                "validation": asdict(self.table.validation) if self.table.validation else None,
+            },
+            "predictor": self.quality.to_json(),
+            "networks": [network.to_json() for network in self.networks],
+            "units": {
+                "latency": "ms, batch 1, median of interleaved turns",
+                "top1": "percent",
+                "parity": "largest difference of logits, relative to the largest logit",
+            },
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the table that people read, for one line of JSON."""
+        keys = (
+            "role",
+            "budget",
+            "budget_ms",
+            "predicted_latency_ms",
+            "measured_latency_ms",
+            "predicted_top1",
+            "test_top1",
+            "macs",
+            "params",
+        )
+        rounded = [
+            {key: round(value, 4) if isinstance(value := getattr(network, key), float) else value for key in keys}
+            for network in self.networks
+        ]
+        validation = self.table.validation
+        return {
+            "networks": rounded,
+            "table": {k: round(v, 3) for k, v in asdict(validation).items()} if validation else None,
+            "predictor": {k: round(v, 3) for k, v in self.quality.to_json().items()},
+        }
+
+
+def parse_budget(text: str, largest_ms: float) -> float:
+    """Milliseconds of a budget: "0.5 ms", "0.5ms", or "60%" of the largest network. Raises InvalidConfiguration."""
+    value, unit = text.strip(), ""
+    for unit in ("ms", "%"):
+        if value.endswith(unit):
+            value = value.removesuffix(unit).strip()
+            break
+    else:
+        raise InvalidConfiguration(f'budget {text!r}: give milliseconds ("0.5 ms") or a share of the largest ("60%")')
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not 0 < number < float("inf"):
+        raise InvalidConfiguration(f"budget {text!r}: expected a positive number")
+    return number if unit == "ms" else number / 100 * largest_ms
+
+
+def specialize(
+    supernet: Supernet,
+    labels: Sequence[Label],
+    data: ImageData,
+    device: OnnxRuntimeDevice,
+    out: str | Path,
+    *,
+    budgets: Sequence[str] = ("40%", "60%", "80%"),
+    table: LatencyTable | None = None,
+    candidates: int = 4,
+    seed: int = 0,
+    about: dict[str, Any] | None = None,
+    report: Report = lambda step, done, total: None,
+) -> Specialization:
+    """Specialised networks for latency budgets on a device, exported to `out` with a manifest.
+
+    Beside each, the best uniform network within the same budget (chosen by its measured label
+    top-1 where it is labelled), and the largest network. `candidates`: how many of a search's best
+    networks are measured on the label images. A network whose measured latency breaks its budget is
+    replaced: the search is repeated with a bound tightened by the excess, three times at most.
+
+    Raises InfeasibleConstraint where a budget is below what the space reaches on this device,
+    UnwritableOutput where `out` cannot be written.
+    """
+    out = Path(out)
+    began = time.perf_counter()
+    write_json(out / "manifest.json", {"format": FORMAT, "state": "running"})
+    job = _Job(supernet, labels, data, device, out, candidates, seed, report)
+    report("accuracy predictor", 0, 1)
+    job.fit()
+    report("accuracy predictor", 1, 1)
+    if table is None:
+        table = profile(supernet.space, device, seed=seed, report=lambda s, d, t: report(f"latency table: {s}", d, t))
+    job.table = table
+    table.save(out / "latency.json")
+
+    largest = job.network("largest", None, None, supernet.space.largest())
+    job.measure_latency([largest])
+    limits = [(text, parse_budget(text, largest.measured_latency_ms)) for text in budgets]
+    networks = [largest]
+    for index, (text, limit) in enumerate(limits):
+        report("search", index, len(limits))
+        networks += [job.searched(text, limit, limit), job.uniform(text, limit, limit)]
+    report("search", len(limits), len(limits))
+    networks = job.hold_budgets(networks)
+    for index, network in enumerate(networks):
+        report("accuracy on test images", index, len(networks))
+        job.measure_accuracy(network)
+    report("accuracy on test images", len(networks), len(networks))
+    result = Specialization(
+        networks,
+        table,
+        job.quality,
+        labels,
+        {
+            "supernet": about or {},
+            "space": supernet.space.to_json(),
+            "data": data.describe(),
+            "seed": seed,
+            "seconds": time.perf_counter() - began,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "onnx": onnx.__version__},
+        },
+    )
+    write_json(out / "manifest.json", result.to_json())
+    return result
+
+
+class _Job:
+    """What the steps of one specialisation share."""
+
+    table: LatencyTable
+    predictor: MLPPredictor
+    quality: PredictorQuality
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        labels: Sequence[Label],
+        data: ImageData,
+        device: OnnxRuntimeDevice,
+        out: Path,
+        candidates: int,
+        seed: int,
+        report: Report,
+    ) -> None:
+        self.supernet, self.labels, self.data, self.device = supernet, labels, data, device
+        self.out, self.candidates, self.seed, self.report = out, candidates, seed, report
+        self.space = supernet.space
+        self.plain: dict[Architecture, nn.Sequential] = {}
+        self.label_top1 = {label.architecture: label.top1 for label in labels}
+
+    def fit(self) -> None:
+        rows = [label for label in self.labels if label.kind != "uniform"]
+        archs, accuracies = [row.architecture for row in rows], [row.top1 for row in rows]
+        self.quality = assess(MLPPredictor(self.space, seed=self.seed), self.space, archs, accuracies, seed=self.seed)
+        self.predictor = MLPPredictor(self.space, seed=self.seed).fit(archs, accuracies)
+
+    def network(self, role: Role, budget: str | None, budget_ms: float | None, arch: Architecture) -> Network:
+        """Extract, calibrate and export one architecture."""
+        layers = self.space.lower(arch)
+        plain = self._plain(arch)
+        shape = (1, 3, arch.resolution, arch.resolution)
+        name = role if budget is None else f"{role}-{budget.replace('%', 'pct').replace(' ', '')}"
+        model = to_onnx(plain, shape)
+        path = self.out / f"{name}.onnx"
+        write_atomically(path, model)
+        return Network(
+            role,
+            budget,
+            budget_ms,
+            arch,
+            macs(layers),
+            params(layers),
+            self.table.cost(layers),
+            float(self.predictor.predict([arch])[0]),
+            label_top1=self.label_top1.get(arch),
+            file=path.name,
+            bytes=len(model),
+            sha256=sha256(path),
+        )
+
+    def searched(self, budget: str, budget_ms: float, bound: float) -> Network:
+        """The best of the search's candidates by measured label top-1."""
+        constraint = self.table.at_most(bound)
+        result = search(self.space, self.predictor, [constraint], seed=self.seed, keep=self.candidates)
+        ranked = [result.architecture, *result.runners_up]
+        for arch in ranked:
+            if arch not in self.label_top1:
+                batches = self.data.batches("label", arch.resolution)
+                self.label_top1[arch] = top1(self._plain(arch), batches)
+        return self.network("searched", budget, budget_ms, max(ranked, key=self.label_top1.__getitem__))
+
+    def uniform(self, budget: str, budget_ms: float, bound: float) -> Network:
+        """The best uniform network within the bound: by measured label top-1, or predicted where none is labelled."""
+        costs = {arch: self.table.cost(self.space.lower(arch)) for arch in self.space.uniforms()}
+        within = [arch for arch, cost in costs.items() if cost <= bound]
+        if not within:
+            raise InfeasibleConstraint(
+                f"latency <= {bound:.4g} ms cannot be met by a uniform network: the smallest needs "
+                f"{min(costs.values()):.4g} ms",
+                min(costs.values()),
+            )
+        measured = [arch for arch in within if arch in self.label_top1]
+        if measured:
+            best = max(measured, key=self.label_top1.__getitem__)
+        else:
+            best = within[int(np.argmax(self.predictor.predict(within)))]
+        return self.network("uniform", budget, budget_ms, best)
+
+    def hold_budgets(self, networks: list[Network]) -> list[Network]:
+        """Measure latencies together; replace what breaks its budget by a choice under a tighter bound."""
+        bounds = [network.budget_ms for network in networks]
+        for attempt in range(4):
+            self.report("latency on the device", attempt, 4)
+            self.measure_latency(networks)
+            broken = [index for index, network in enumerate(networks) if network.budget_met is False]
+            if not broken or attempt == 3:
+                break
+            for index in broken:
+                old = networks[index]
+                assert old.budget is not None
+                assert old.budget_ms is not None
+                assert old.measured_latency_ms is not None
+                bound = (bounds[index] or 0.0) * 0.995 * old.budget_ms / old.measured_latency_ms
+                note = (
+                    f"{old.architecture}: measured {old.measured_latency_ms:.4f} ms, bound tightened to {bound:.4f} ms"
+                )
+                choose = self.searched if old.role == "searched" else self.uniform
+                try:
+                    new = choose(old.budget, old.budget_ms, bound)
+                except InfeasibleConstraint:
+                    old.attempts.append(f"{note}: nothing smaller")
+                    continue
+                new.attempts = [*old.attempts, note]
+                networks[index], bounds[index] = new, bound
+        self.report("latency on the device", 4, 4)
+        return networks
+
+    def measure_latency(self, networks: list[Network]) -> None:
+        """Interleaved timings of the exported files."""
+        rng = np.random.default_rng(0)
+        runs = []
+        for network in networks:
+            size = network.architecture.resolution
+            image = rng.standard_normal((1, 3, size, size), np.float32)
+            session = self.device.session(self.out / network.file)
+            runs.append(lambda session=session, image=image: self.device.logits(session, image))
+        timings: list[Timing] = measure_latency(runs)  # type: ignore[arg-type]
+        for network, timing in zip(networks, timings, strict=True):
+            network.measured_latency_ms, network.latency_spread_ms = timing.median, timing.spread
+
+    def measure_accuracy(self, network: Network) -> None:
+        """Top-1 of the exported file on the test images, and its parity with torch."""
+        images = self.data.images("test", network.architecture.resolution)
+        labels = self.data.labels("test").numpy()
+        arrays = images.contiguous().numpy()
+
+        def classes(part: np.ndarray) -> list[np.ndarray]:
+            session = self.device.session(self.out / network.file)
+            return [self.device.logits(session, image[None])[0] for image in part]
+
+        with ThreadPoolExecutor(2) as pool:
+            logits = np.concatenate([np.stack(part) for part in pool.map(classes, np.array_split(arrays, 2))])
+        network.test_top1 = float(100 * (logits.argmax(1) == labels).mean())
+        with torch.inference_mode():
+            expected = self._plain(network.architecture)(images[:256]).numpy()
+        network.parity = float(np.abs(logits[: len(expected)] - expected).max() / np.abs(expected).max())
+        if network.parity > PARITY:
+            raise InvalidConfiguration(
+                f"{network.file}: its logits differ from torch's by {network.parity:.1e} of the largest "
+                f"(allowed: {PARITY:g}): this ONNX Runtime computes something else"
+            )
+
+    def _plain(self, arch: Architecture) -> nn.Sequential:
+        if arch not in self.plain:
+            self.plain[arch] = specialised(self.supernet, arch, self.data)
+        return self.plain[arch]

@@ -1,0 +1,106 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from onceforall.nn.fast_cpu import depthwise_conv, global_pool, keep_freed_memory
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def reference_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, x.shape[1])
+
+
+def inputs(size: tuple[int, int], kernel: int, memory_format: torch.memory_format) -> tuple[Tensor, Tensor]:
+    """Images and a kernel in double precision, six channels."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, *size, dtype=torch.double).contiguous(memory_format=memory_format)
+    return x.requires_grad_(), torch.randn(6, 1, kernel, kernel, dtype=torch.double, requires_grad=True)
+
+
+def fast(output: Tensor) -> bool:
+    """Whether the faster gradient, and not torch's, belongs to an output."""
+    return "DepthwiseConv" in type(output.grad_fn).__name__
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (4, 4), (5, 7), (8, 8)], ids=str)
+def test_depthwise_gradients_equal_those_of_torch(
+    size: tuple[int, int], stride: int, kernel: int, memory_format: torch.memory_format
+) -> None:
+    x, weight = inputs(size, kernel, memory_format)
+    output, expected = depthwise_conv(x, weight, stride), reference_conv(x, weight, stride)
+    assert fast(output) == (kernel > 3)
+    assert_close(output, expected)
+    grad = torch.randn_like(output)
+    for mine, theirs in zip(
+        torch.autograd.grad(output, (x, weight), grad), torch.autograd.grad(expected, (x, weight), grad), strict=True
+    ):
+        assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(("size", "stride", "below"), [(8, 1, True), (9, 1, False), (11, 2, True), (12, 2, False)])
+def test_above_the_limit_torch_computes_the_same_gradients(size: int, stride: int, below: bool) -> None:
+    x, weight = inputs((size, size), 5, torch.channels_last)
+    output, expected = depthwise_conv(x, weight, stride), reference_conv(x, weight, stride)
+    assert fast(output) == (below and size * size * output.shape[-1] ** 2 <= 4096)
+    assert_close(output, expected)
+    (mine,), (theirs,) = (torch.autograd.grad(y.square().sum(), weight) for y in (output, expected))
+    assert_close(mine, theirs)
+
+
+def test_depthwise_gradient_of_frozen_images_and_of_a_frozen_kernel() -> None:
+    x, weight = inputs((4, 4), 5, torch.contiguous_format)
+    for frozen, other in ((x, weight), (weight, x)):
+        frozen.requires_grad_(False)
+        (mine,), (theirs,) = (
+            torch.autograd.grad(conv(x, weight, 1).square().sum(), other) for conv in (depthwise_conv, reference_conv)
+        )
+        frozen.requires_grad_(True)
+        assert_close(mine, theirs)
+
+
+def test_depthwise_gradients_exist_under_bfloat16_autocast() -> None:
+    x, weight = torch.randn(3, 6, 4, 4, requires_grad=True), torch.randn(6, 1, 5, 5, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = depthwise_conv(x, weight, 1)
+    output.float().square().sum().backward()
+    expected = torch.autograd.grad(reference_conv(x, weight, 1).square().sum(), (x, weight))
+    for mine, theirs in zip((x.grad, weight.grad), expected, strict=True):
+        assert_close(mine, theirs, rtol=0, atol=0.03 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_without_gradients_torch_computes_both(memory_format: torch.memory_format) -> None:
+    x, weight = inputs((4, 4), 5, memory_format)
+    with torch.inference_mode():
+        assert_close(depthwise_conv(x, weight, 1), reference_conv(x, weight, 1))
+        assert_close(global_pool(x), x.mean(dim=(2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7)], ids=str)
+def test_pooling_gradient_equals_that_of_torch(size: tuple[int, int], memory_format: torch.memory_format) -> None:
+    x, _ = inputs(size, 3, memory_format)
+    output = global_pool(x)
+    assert_close(output, x.mean(dim=(2, 3), keepdim=True))
+    grad = torch.randn_like(output)
+    (mine,), (theirs,) = (torch.autograd.grad(y, x, grad) for y in (output, F.adaptive_avg_pool2d(x, 1)))
+    assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_pooling_gradient_keeps_the_memory_format(memory_format: torch.memory_format) -> None:
+    x, _ = inputs((4, 4), 3, memory_format)
+    (grad,) = torch.autograd.grad(global_pool(x).sum(), x)
+    assert grad.is_contiguous(memory_format=memory_format)
+
+
+def test_keeping_freed_memory_leaves_results_alone() -> None:
+    before = torch.arange(1e6).sum()
+    keep_freed_memory()
+    assert torch.equal(torch.arange(1e6).sum(), before)

@@ -1,0 +1,206 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from onceforall.architecture import Architecture
+from onceforall.errors import InvalidArchitecture, OutOfDomain
+from onceforall.nn.blocks import ElasticMBConv
+from onceforall.nn.supernet import Supernet
+from onceforall.space import SearchSpace
+
+PLAIN = {"Sequential", "InvertedResidual", "SqueezeExcite", "Conv2d", "BatchNorm2d", "ReLU", "Hardswish"}
+PLAIN |= {"AdaptiveAvgPool2d", "Flatten", "Dropout", "Linear"}
+
+
+def images_for(arch: Architecture, count: int = 4, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, arch.resolution, arch.resolution, generator=torch.Generator().manual_seed(seed))
+
+
+def some(space: SearchSpace, count: int = 4) -> list[Architecture]:
+    """The extremes and a few random members."""
+    rng = np.random.default_rng(0)
+    return [space.smallest(), space.largest(), *(space.sample(rng) for _ in range(count))]
+
+
+def elastic_blocks(supernet: Supernet) -> list[ElasticMBConv]:
+    return [block for unit in supernet.units for block in unit]  # type: ignore[union-attr, misc]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_forward_equals_the_extracted_network(supernet: Supernet, training: bool) -> None:
+    for arch in some(supernet.space):
+        network = supernet.extract(arch).train(training)
+        outputs = []
+        for run in (lambda x: supernet.train(training)(x, arch), network):  # noqa: B023
+            torch.manual_seed(0)  # the same dropout
+            outputs.append(run(images_for(arch)))
+        assert_close(*outputs, rtol=1e-5, atol=1e-5)
+
+
+def test_training_updates_the_statistics_that_the_extracted_network_would(tiny_supernet: Supernet) -> None:
+    arch = tiny_supernet.space.sample(np.random.default_rng(1))
+    network = tiny_supernet.extract(arch).train()
+    network(images_for(arch))
+    tiny_supernet.train()(images_for(arch), arch)
+    after = tiny_supernet.extract(arch).state_dict()
+    for name, tensor in network.state_dict().items():
+        if "running" in name:
+            assert_close(after[name], tensor)
+
+
+def test_an_extracted_network_holds_plain_modules_only(supernet: Supernet) -> None:
+    for arch in some(supernet.space):
+        network = supernet.extract(arch)
+        assert {type(module).__name__ for module in network.modules()} <= PLAIN
+        assert not any("transforms" in name for name in network.state_dict())
+        assert not any(tensor.is_meta for tensor in network.state_dict().values())
+
+
+def test_an_extracted_network_is_ready_to_evaluate_and_to_train(tiny_supernet: Supernet) -> None:
+    network = tiny_supernet.train().extract(tiny_supernet.space.largest())
+    assert not any(module.training for module in network.modules())
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in network.parameters())
+
+
+def test_changing_an_extracted_network_leaves_the_supernet_alone(tiny_supernet: Supernet) -> None:
+    before = copy.deepcopy(tiny_supernet.state_dict())
+    network = tiny_supernet.extract(tiny_supernet.space.largest())
+    for tensor in network.state_dict().values():
+        tensor.fill_(7)
+    for name, tensor in tiny_supernet.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_an_extracted_network_does_not_follow_the_supernet(tiny_supernet: Supernet) -> None:
+    arch = tiny_supernet.space.largest()
+    network = tiny_supernet.extract(arch)
+    before = network(images_for(arch))
+    for tensor in tiny_supernet.state_dict().values():
+        tensor.fill_(7)
+    assert torch.equal(network(images_for(arch)), before)
+
+
+def test_running_another_architecture_leaves_no_trace(supernet: Supernet) -> None:
+    small, large = supernet.space.smallest(), supernet.space.largest()
+    state = copy.deepcopy(supernet.state_dict())
+    before = supernet(images_for(small), small)
+    supernet(images_for(large), large)
+    assert torch.equal(supernet(images_for(small), small), before)
+    for name, tensor in supernet.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def test_images_of_another_size_are_refused(tiny_supernet: Supernet) -> None:
+    with pytest.raises(OutOfDomain, match="images of 16 x 16 px: this architecture takes 20 px"):
+        tiny_supernet(torch.zeros(1, 3, 16, 16), tiny_supernet.space.largest())
+
+
+def test_foreign_architectures_are_refused(tiny_supernet: Supernet) -> None:
+    foreign = replace(tiny_supernet.space.largest(), resolution=32)
+    with pytest.raises(InvalidArchitecture, match="resolution 32: choices are 16, 20"):
+        tiny_supernet(torch.zeros(1, 3, 32, 32), foreign)
+    with pytest.raises(InvalidArchitecture, match="resolution 32: choices are 16, 20"):
+        tiny_supernet.extract(foreign)
+
+
+def test_initial_weights_follow_the_seed(tiny_space: SearchSpace) -> None:
+    first, again, other = (Supernet(tiny_space, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["stem.0.full.conv.weight"], other["stem.0.full.conv.weight"])
+
+
+# Gradients
+
+
+def gradients(supernet: Supernet, arch: Architecture) -> None:
+    torch.manual_seed(0)
+    nn.functional.cross_entropy(supernet.train()(images_for(arch), arch), torch.tensor([0, 1, 2, 3])).backward()
+
+
+def test_gradients_reach_every_active_parameter(tiny_supernet: Supernet) -> None:
+    gradients(tiny_supernet, tiny_supernet.space.uniform(2, 3, 6, 20))
+    inactive = {"units.1.2."}  # the third block of the second unit
+    for name, parameter in tiny_supernet.named_parameters():
+        assert (parameter.grad is None) == any(name.startswith(prefix) for prefix in inactive), name
+
+
+def test_gradients_stay_out_of_channels_that_width_cuts_off(tiny_supernet: Supernet) -> None:
+    space = tiny_supernet.space
+    arch = space.uniform(2, 7, 3, 20)
+    gradients(tiny_supernet, arch)
+    for u, unit in enumerate(tiny_supernet.units):
+        for b, block in enumerate(unit[:2]):  # type: ignore[index, arg-type]
+            mid = space.block(20, u, b, arch.units[u][b]).mid_channels  # type: ignore[union-attr]
+            parts = (block.full.project.conv.weight.grad.transpose(0, 1), block.full.depthwise.conv.weight.grad)
+            for grad in (*parts, block.full.expand.conv.weight.grad, block.full.depthwise.bn.weight.grad):
+                assert len(grad) > mid
+                assert grad[:mid].any()
+                assert not grad[mid:].any()
+
+
+@pytest.mark.parametrize(("kernel", "border", "trained"), [(7, True, set()), (5, False, {"5"}), (3, False, {"3", "5"})])
+def test_gradients_reach_only_the_kernel_transforms_in_use(
+    tiny_supernet: Supernet, kernel: int, border: bool, trained: set[str]
+) -> None:
+    gradients(tiny_supernet, tiny_supernet.space.uniform(2, kernel, 6, 20))
+    block = tiny_supernet.units[0][0]  # type: ignore[index]
+    assert {size for size, matrix in block.transforms.items() if matrix.grad is not None} == trained  # type: ignore[union-attr, operator]
+    assert bool(block.full.depthwise.conv.weight.grad[:, :, 0].any()) == border  # type: ignore[union-attr, index]
+
+
+# Sorting channels. Only the order of additions may change: outputs in double precision, importance within rounding.
+
+
+def outputs(supernet: Supernet, architectures: list[Architecture]) -> list[Tensor]:
+    return [supernet(images_for(arch).double(), arch) for arch in architectures]
+
+
+def test_sorting_leaves_networks_of_full_width_unchanged(supernet: Supernet) -> None:
+    supernet.double()
+    full = some(supernet.space.largest_choices(depths=9, kernels=9, expands=1), 2)
+    before = outputs(supernet, full)
+    supernet.sort_channels()
+    for output, expected in zip(outputs(supernet, full), before, strict=True):
+        assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sorting_leaves_trained_smaller_widths_unchanged(supernet: Supernet) -> None:
+    supernet.double()
+    trained = some(supernet.space.restrict(expands=(4, 6)), 2)
+    before = outputs(supernet, trained)
+    supernet.sort_channels(trained_expands=(6, 4))
+    for output, expected in zip(outputs(supernet, trained), before, strict=True):
+        assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sorting_changes_smaller_widths_that_are_not_trained(supernet: Supernet) -> None:
+    supernet.double()
+    smallest = [supernet.space.smallest()]
+    (before,) = outputs(supernet, smallest)
+    supernet.sort_channels(trained_expands=(4,))
+    assert not torch.allclose(outputs(supernet, smallest)[0], before, rtol=1e-3, atol=1e-3)
+
+
+def test_sorting_orders_all_channels_by_importance(supernet: Supernet) -> None:
+    supernet.sort_channels()
+    for block in elastic_blocks(supernet):
+        importance = block.full.project.conv.weight.abs().sum(dim=(0, 2, 3))
+        assert_close(importance, importance.sort(descending=True).values)
+
+
+def test_sorting_keeps_trained_channels_in_front_and_orders_each_range(supernet: Supernet) -> None:
+    space = supernet.space
+    front = space.largest_choices(depths=1, kernels=1, expands=9).restrict(expands=(4,)).largest()
+    layers = space.lower(front)[len(space.stem(front.resolution)) :]
+    before = copy.deepcopy(supernet)
+    supernet.sort_channels(trained_expands=(4,))
+    for block, old, layer in zip(elastic_blocks(supernet), elastic_blocks(before), layers, strict=False):
+        mid = layer.mid_channels  # type: ignore[union-attr]
+        importance, earlier = (b.full.project.conv.weight.abs().sum(dim=(0, 2, 3)) for b in (block, old))
+        for part in (slice(mid), slice(mid, None)):
+            assert_close(importance[part], earlier[part].sort(descending=True).values)

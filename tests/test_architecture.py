@@ -1,0 +1,58 @@
+import pytest
+
+from onceforall.architecture import Architecture, Gene
+from onceforall.errors import InvalidArchitecture
+
+ARCHITECTURE = Architecture(32, ((Gene(3, 4), Gene(5, 6)), (Gene(7, 3),)))
+
+
+def test_equal_networks_are_equal_and_hash_equal() -> None:
+    twin = Architecture(32, ((Gene(3, 4), Gene(5, 6)), (Gene(7, 3),)))
+    assert twin == ARCHITECTURE
+    assert hash(twin) == hash(ARCHITECTURE)
+
+
+def test_an_architecture_is_immutable() -> None:
+    with pytest.raises(AttributeError):
+        ARCHITECTURE.resolution = 28  # type: ignore[misc]
+
+
+def test_depths_count_the_genes_of_each_unit() -> None:
+    assert ARCHITECTURE.depths == (2, 1)
+
+
+def test_text_names_resolution_kernels_and_expands() -> None:
+    assert str(ARCHITECTURE) == "32px k3e4-k5e6 k7e3"
+
+
+def test_json_has_the_documented_form() -> None:
+    assert ARCHITECTURE.to_json() == {"resolution": 32, "units": [[[3, 4], [5, 6]], [[7, 3]]]}
+
+
+def test_json_round_trip() -> None:
+    assert Architecture.from_json(ARCHITECTURE.to_json()) == ARCHITECTURE
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"resolution": 32},
+        {"units": []},
+        {"resolution": "32", "units": [[[3, 4]]]},
+        {"resolution": True, "units": [[[3, 4]]]},
+        {"resolution": 32.0, "units": [[[3, 4]]]},
+        {"resolution": 32, "units": None},
+        {"resolution": 32, "units": [[3, 4]]},
+        {"resolution": 32, "units": [[[3]]]},
+        {"resolution": 32, "units": [[[3, 4, 6]]]},
+        {"resolution": 32, "units": [[[3, "4"]]]},
+        {"resolution": 32, "units": "k3e4"},
+        [32, [[[3, 4]]]],
+        "32px k3e4",
+        None,
+    ],
+)
+def test_wrong_json_is_refused_with_the_expected_form(value: object) -> None:
+    with pytest.raises(InvalidArchitecture, match=r'expected \{"resolution": 32, "units"'):
+        Architecture.from_json(value)  # type: ignore[arg-type]

@@ -1,0 +1,150 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from onceforall import checkpoint, spaces
+from onceforall.checkpoint import load_supernet, read_tensors, restore, save_supernet, write_tensors
+from onceforall.errors import IncompatibleCheckpoint, UnwritableOutput
+from onceforall.nn.supernet import Supernet
+from onceforall.space import SearchSpace
+
+
+@pytest.fixture
+def saved(tiny_supernet: Supernet, tmp_path: Path) -> Path:
+    path = tmp_path / "supernet.safetensors"
+    save_supernet(path, tiny_supernet)
+    return path
+
+
+def rewrite(path: Path, tensors: dict[str, Tensor]) -> None:
+    """The same file with other tensors."""
+    _, metadata = read_tensors(path)
+    write_tensors(path, tensors, metadata)
+
+
+def test_weights_and_space_come_back(saved: Path, tiny_supernet: Supernet) -> None:
+    loaded = load_supernet(saved)
+    assert loaded.space == tiny_supernet.space
+    tensors = loaded.state_dict()
+    assert tensors.keys() == tiny_supernet.state_dict().keys()
+    for name, tensor in tiny_supernet.state_dict().items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+def test_a_loaded_supernet_computes_the_same(supernet: Supernet, space: SearchSpace, tmp_path: Path) -> None:
+    save_supernet(tmp_path / "supernet.safetensors", supernet)
+    loaded = load_supernet(str(tmp_path / "supernet.safetensors")).eval()
+    arch = space.smallest()
+    images = torch.randn(2, 3, arch.resolution, arch.resolution)
+    torch.testing.assert_close(loaded(images, arch), supernet(images, arch), rtol=1e-4, atol=1e-4)
+
+
+def test_a_loaded_supernet_is_channels_last(saved: Path) -> None:
+    weight = load_supernet(saved).stem[0].full.conv.weight  # type: ignore[union-attr]
+    assert weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleCheckpoint, match=r"none.safetensors does not exist"):
+        load_supernet(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 5000, -1])
+def test_a_truncated_file_is_refused(saved: Path, kept: int) -> None:
+    saved.write_bytes(saved.read_bytes()[:kept])
+    with pytest.raises(IncompatibleCheckpoint, match=r"supernet.safetensors is not a whole safetensors file"):
+        load_supernet(saved)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "supernet.safetensors").write_bytes(b"\x80\x02PK this is a pickle" * 100)
+    with pytest.raises(IncompatibleCheckpoint, match="not a whole safetensors file"):
+        load_supernet(tmp_path / "supernet.safetensors")
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_a_foreign_safetensors_file_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    save_file({"weight": torch.zeros(3)}, tmp_path / "foreign.safetensors", metadata)
+    with pytest.raises(IncompatibleCheckpoint, match=r"foreign.safetensors: format .*, expected 'onceforall"):
+        load_supernet(tmp_path / "foreign.safetensors")
+
+
+@pytest.mark.parametrize("space", [None, "{", "{}", '{"type": "inverted_residual"}'])
+def test_a_space_that_cannot_be_read_is_refused(saved: Path, space: str | None) -> None:
+    tensors, metadata = read_tensors(saved)
+    metadata.pop("space")
+    write_tensors(saved, tensors, {**metadata, **({"space": space} if space is not None else {})})
+    with pytest.raises(IncompatibleCheckpoint, match="its space cannot be read"):
+        load_supernet(saved)
+
+
+def test_missing_tensors_are_named(saved: Path) -> None:
+    tensors, _ = read_tensors(saved)
+    del tensors["stem.0.full.conv.weight"]
+    rewrite(saved, tensors)
+    with pytest.raises(IncompatibleCheckpoint, match=r"tensors 1 missing: stem.0.full.conv.weight$"):
+        load_supernet(saved)
+
+
+def test_extra_tensors_are_named(saved: Path) -> None:
+    tensors, _ = read_tensors(saved)
+    rewrite(saved, {**tensors, "unit.9": torch.zeros(1)})
+    with pytest.raises(IncompatibleCheckpoint, match=r"tensors 1 extra: unit.9$"):
+        load_supernet(saved)
+
+
+def test_tensors_of_wrong_shape_are_named_with_both_shapes(saved: Path) -> None:
+    tensors, _ = read_tensors(saved)
+    rewrite(saved, {**tensors, "stem.0.full.conv.weight": torch.zeros(8, 3, 5, 5)})
+    message = r"1 of wrong shape: stem.0.full.conv.weight \(8, 3, 5, 5\) instead of \(8, 3, 3, 3\)$"
+    with pytest.raises(IncompatibleCheckpoint, match=message):
+        load_supernet(saved)
+
+
+def test_a_checkpoint_of_another_space_is_refused_briefly(saved: Path) -> None:
+    tensors, _ = read_tensors(saved)
+    other = Supernet(spaces.mobilenet_v3_small_images())
+    with pytest.raises(IncompatibleCheckpoint, match=r"missing: .*; .*of wrong shape: ") as error:
+        restore(other, tensors, "the file")
+    assert len(str(error.value)) < 1000
+
+
+def test_a_refused_checkpoint_leaves_the_module_alone(saved: Path, tiny_supernet: Supernet) -> None:
+    tensors = {name: torch.zeros_like(tensor) for name, tensor in read_tensors(saved)[0].items()}
+    tensors.popitem()
+    before = {name: tensor.clone() for name, tensor in tiny_supernet.state_dict().items()}
+    with pytest.raises(IncompatibleCheckpoint):
+        restore(tiny_supernet, tensors, "the file")
+    for name, tensor in tiny_supernet.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_metadata_holds_format_and_space(saved: Path, tiny_supernet: Supernet) -> None:
+    _, metadata = read_tensors(saved)
+    assert metadata["format"] == checkpoint.FORMAT
+    assert spaces.from_json(json.loads(metadata["space"])) == tiny_supernet.space
+
+
+def test_a_failed_save_leaves_the_old_file(
+    saved: Path, tiny_supernet: Supernet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    before = saved.read_bytes()
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(UnwritableOutput, match="No space left on device"):
+        save_supernet(saved, tiny_supernet)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_an_unwritable_path_is_named(tiny_supernet: Supernet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UnwritableOutput, match=f"cannot write {tmp_path / 'file' / 'supernet.safetensors'}"):
+        save_supernet(tmp_path / "file" / "supernet.safetensors", tiny_supernet)

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from onceforall.data.dataset import ImageData
+from onceforall.evaluate import measure_top1, specialised, top1
+from onceforall.nn.calibrate import calibrate
+from onceforall.nn.supernet import Supernet
+
+
+class Echo(nn.Module):
+    """Logits that are the first column of pixels."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0, 0]
+
+
+def batch(*classes: int) -> torch.Tensor:
+    return nn.functional.one_hot(torch.tensor(classes), 4).float()[:, None, None, :]
+
+
+def test_top1_is_the_percentage_of_right_answers_over_batches_of_any_size() -> None:
+    batches = [(batch(0, 1, 2), torch.tensor([0, 1, 3])), (batch(3), torch.tensor([2]))]
+    assert top1(Echo(), batches) == 50.0
+
+
+def test_a_specialised_network_is_folded_in_evaluation_mode_and_channels_last(
+    tiny_supernet: Supernet, tiny_data: ImageData
+) -> None:
+    network = specialised(tiny_supernet, tiny_supernet.space.largest(), tiny_data)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    assert not any(module.training for module in network.modules())
+    stem = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+    assert stem.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_specialised_network_computes_what_the_calibrated_one_does(
+    tiny_supernet: Supernet, tiny_data: ImageData
+) -> None:
+    arch = tiny_supernet.space.smallest()
+    images = tiny_data.images("test", arch.resolution)
+    calibrated = calibrate(tiny_supernet.extract(arch), tiny_data.calibration(arch.resolution))
+    assert_close(specialised(tiny_supernet, arch, tiny_data)(images), calibrated(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("split", ["label", "test"])
+def test_measured_top1_is_that_of_the_named_split(tiny_supernet: Supernet, tiny_data: ImageData, split: str) -> None:
+    arch = tiny_supernet.space.largest()
+    images, labels = tiny_data.images(split, arch.resolution), tiny_data.labels(split)  # type: ignore[arg-type]
+    answers = specialised(tiny_supernet, arch, tiny_data)(images).argmax(1)
+    expected = 100 * (answers == labels).double().mean().item()
+    assert measure_top1(tiny_supernet, arch, tiny_data, split) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+def test_measuring_leaves_the_supernet_alone(tiny_supernet: Supernet, tiny_data: ImageData) -> None:
+    tiny_supernet.train()
+    before = {name: tensor.clone() for name, tensor in tiny_supernet.state_dict().items()}
+    measure_top1(tiny_supernet, tiny_supernet.space.largest(), tiny_data, "label")
+    assert tiny_supernet.training
+    for name, tensor in tiny_supernet.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
