@@ -313,6 +313,9 @@ class SearchSpace(ABC):
         first, units, blocks = 1 + len(self.units), len(self.units), len(self._blocks)
         rows = np.full((len(features), len(self.choice_counts)), -1, np.int16)
         start = 0
+        expected = int(self.choice_counts[[*range(first, rows.shape[1]), 0]].sum())
+        if features.ndim != 2 or features.shape[1] != expected:
+            raise InvalidArchitecture(f"features of shape {features.shape}: expected [n, {expected}]")
         for column in [*range(first, rows.shape[1]), 0]:
             count = int(self.choice_counts[column])
             one_hot = features[:, start : start + count]
@@ -328,8 +331,8 @@ class SearchSpace(ABC):
                     )
                 row[1 + u] = self.units[u].depths.index(value)
         architectures = self.from_rows(rows)
-        if features.shape[1] != start or not np.array_equal(self.encode(architectures), features):
-            raise InvalidArchitecture(f"not encodings of this space: expected one-hot rows of {start} features")
+        if not np.array_equal(self.encode(architectures), features):
+            raise InvalidArchitecture(f"not encodings of this space: expected one-hot rows of {expected} features")
         return architectures
 
 

@@ -8,6 +8,7 @@ checked against its official MD5 before it is used.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +45,17 @@ BATCHES = {
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
+FETCH_ERRORS = (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    http.client.HTTPException,
+    subprocess.SubprocessError,
+    tarfile.TarError,
+    zlib.error,
+)
+
 Notify = Callable[[str], None]
 
 
@@ -67,8 +80,10 @@ def cifar10(folder: str | Path | None = None, notify: Notify = lambda message: N
                 f"unpacked official archive ({ARCHIVE_URL})"
             )
     else:
-        home = cache_folder() / "cifar-10-batches-bin"
-        if _find_batches(home) is None:
+        cache = cache_folder() / "cifar-10-batches-bin"
+        home = _find_batches(cache)
+        if home is None:
+            home = cache
             _fetch(home, notify)
     return from_batches({name: _verified(home / name) for name in BATCHES})
 
@@ -114,7 +129,7 @@ def _fetch(home: Path, notify: Notify) -> None:
             batches = fetch()
             for name, content in batches.items():
                 _check(name, content, source)
-        except (OSError, KeyError, ValueError, subprocess.SubprocessError, tarfile.TarError) as error:
+        except FETCH_ERRORS as error:
             reasons.append(f"{source}: {error}")
             continue
         for name, content in batches.items():

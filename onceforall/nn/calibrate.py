@@ -25,10 +25,11 @@ def calibrate(network: nn.Sequential, batches: Sequence[Tensor]) -> nn.Sequentia
     The running variance is the unbiased one, as torch keeps it. The network is returned in
     evaluation mode. Raises InvalidConfiguration where there are no images.
     """
-    if not batches or not sum(len(batch) for batch in batches):
+    batches = [batch for batch in batches if len(batch)]
+    if not batches:
         raise InvalidConfiguration("calibration needs at least one batch of images")
     network.eval()
-    _advance(network, list(batches))
+    _advance(network, batches)
     return network
 
 

@@ -64,7 +64,9 @@ class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        x, weight = ctx.saved_tensors
+        dtypes = [tensor.dtype for tensor in ctx.saved_tensors]
+        # Under autocast the gradient has the lower precision.
+        x, weight = (tensor.to(grad.dtype) for tensor in ctx.saved_tensors)
         kernel, channels = weight.shape[-1], weight.shape[0]
         grad_x = None
         if ctx.needs_input_grad[0]:
@@ -72,12 +74,12 @@ class _DepthwiseConv(torch.autograd.Function):
             mask = [True, False, False]
             grad_x = torch.ops.aten.convolution_backward(
                 grad, x, weight, None, strides, padding, dilation, False, [0, 0], channels, mask
-            )[0]
+            )[0].to(dtypes[0])
         # Correlate every input pixel with every output pixel over the batch: one small matrix
         # product a channel. Then add up the pairs that share a kernel tap.
         pairs = torch.bmm(_by_channel(x).transpose(1, 2), _by_channel(grad))
         taps = _taps(tuple(x.shape[2:]), tuple(grad.shape[2:]), kernel, ctx.stride).to(x.dtype)
-        return grad_x, (pairs.flatten(1) @ taps).view_as(weight), None
+        return grad_x, (pairs.flatten(1) @ taps).view_as(weight).to(dtypes[1]), None
 
 
 def _by_channel(x: Tensor) -> Tensor:

@@ -58,6 +58,11 @@ class Recipe:
         _at_least("batch_size", self.batch_size, 2)
         if not self.phases:
             raise InvalidConfiguration(f"recipe {self.name} has no phases")
+        if self.phases[0].distill:
+            raise InvalidConfiguration(
+                f"recipe {self.name}: distill {self.phases[0].distill} in phase {self.phases[0].name}: the first phase "
+                "makes the teacher, so its distill must be 0"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal recipe."""

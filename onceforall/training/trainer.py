@@ -113,7 +113,7 @@ class _Run:
         budget = math.inf if stop_after is None else stop_after
         while self.phase < len(self.recipe.phases):
             phase = self.recipe.phases[self.phase]
-            if self.step == 0 and phase.sort_channels:
+            if self.step == 0 and phase.sort_channels and budget > 0:
                 self.supernet.sort_channels(self._trained_expands())
             optimizer = self._optimizer(momentum)
             momentum = {}
@@ -131,10 +131,7 @@ class _Run:
                 if self.step % LOG_EVERY == 0 or self.step == steps:
                     loss = float(torch.stack(losses).mean())
                     if not math.isfinite(loss):
-                        raise TrainingDiverged(
-                            f"loss {loss} in phase {phase.name}, step {self.step}: resume from {self.folder} "
-                            "with a lower learning rate"
-                        )
+                        raise self._diverged(f"loss {loss}")
                     images = len(losses) * self.recipe.batch_size
                     speed = images / (time.perf_counter() - since)
                     rate = optimizer.param_groups[0]["lr"]
@@ -145,6 +142,7 @@ class _Run:
                 if self.step % (evaluate_every * self.steps_per_epoch) == 0 or self.step == steps:
                     log(self._evaluate())
                     since = time.perf_counter()
+            self._check_weights()
             if self.phase == 0:
                 save_supernet(self.folder / "teacher.safetensors", self.supernet)
             self.phase, self.step = self.phase + 1, 0
@@ -155,7 +153,7 @@ class _Run:
     def _train_step(self, phase: Phase, optimizer: torch.optim.Optimizer, steps: int) -> Tensor:
         rng = np.random.default_rng([self.seed, self.phase, self.step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        dropout_seed = int(rng.integers(2**62))
         images, labels = self._batch(generator)
         space = self.supernet.space
         resolution = int(rng.choice(space.resolutions))
@@ -169,6 +167,7 @@ class _Run:
         total = torch.zeros((), device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             soft = self._teach(images, resolution) if phase.distill else None
+        torch.manual_seed(dropout_seed)  # after the teacher, whose construction draws as well
         for _ in range(phase.subnets):
             arch = options.sample(rng)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -251,6 +250,7 @@ class _Run:
         if not checkpoint.exists():
             for name, value in identity.items():
                 write_json(self.folder / name, value)
+            write_jsonl(self.folder / "log.jsonl", [])
             versions = {"python": platform.python_version(), "torch": torch.__version__, "device": str(self.device)}
             append_jsonl(self.folder / "log.jsonl", {"event": "start", "threads": torch.get_num_threads(), **versions})
             return {}
@@ -273,7 +273,21 @@ class _Run:
         append_jsonl(log, {"event": "resume", "phase": self.phase, "step": self.step})
         return momentum
 
+    def _check_weights(self) -> None:
+        """A checkpoint must never replace good weights by what has diverged."""
+        for name, parameter in self.supernet.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise self._diverged(f"{name} is not finite")
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        phase = self.recipe.phases[self.phase]
+        return TrainingDiverged(
+            f"{what} in phase {phase.name}, step {self.step}, at a peak learning rate of {phase.learning_rate:g}: "
+            f"train in a new folder with a lower one; {self.folder} keeps its last good checkpoint"
+        )
+
     def _checkpoint(self, optimizer: torch.optim.Optimizer | None) -> None:
+        self._check_weights()
         tensors = dict(self.supernet.state_dict())
         if optimizer is not None:
             for name, parameter in self.supernet.named_parameters():

@@ -13,9 +13,6 @@ from onceforall.nn.blocks import ElasticMBConv
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
 
-PLAIN = {"Sequential", "InvertedResidual", "SqueezeExcite", "Conv2d", "BatchNorm2d", "ReLU", "Hardswish"}
-PLAIN |= {"AdaptiveAvgPool2d", "Flatten", "Dropout", "Linear"}
-
 
 def images_for(arch: Architecture, count: int = 4, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, arch.resolution, arch.resolution, generator=torch.Generator().manual_seed(seed))
@@ -56,7 +53,8 @@ def test_training_updates_the_statistics_that_the_extracted_network_would(tiny_s
 def test_an_extracted_network_holds_plain_modules_only(supernet: Supernet) -> None:
     for arch in some(supernet.space):
         network = supernet.extract(arch)
-        assert {type(module).__name__ for module in network.modules()} <= PLAIN
+        homes = {type(module).__module__ for module in network.modules()}
+        assert all(home == "onceforall.nn.subnet" or home.startswith("torch.nn.modules.") for home in homes)
         assert not any("transforms" in name for name in network.state_dict())
         assert not any(tensor.is_meta for tensor in network.state_dict().values())
 

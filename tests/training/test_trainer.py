@@ -20,6 +20,7 @@ from onceforall.errors import InvalidConfiguration, TrainingDiverged, Unwritable
 from onceforall.files import read_json, read_jsonl
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
+from onceforall.training import trainer
 from onceforall.training.recipe import Phase, Recipe, progressive_shrinking
 from onceforall.training.trainer import train
 
@@ -266,6 +267,25 @@ def test_a_step_runs_several_sub_networks_of_what_is_open_at_one_resolution(
     assert {gene.expand for arch in rest for unit in arch.units for gene in unit} == {4, 6}
     assert {arch.depths for arch in rest} == {(1, 2), (1, 3), (2, 2), (2, 3)}
     assert any(len(set(step)) > 1 for step in steps)
+
+
+def test_an_epoch_shows_every_training_image_once_in_an_order_of_its_own(
+    tmp_path: Path, tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+
+    def observed(images: Tensor, generator: torch.Generator) -> Tensor:
+        seen.append(images.flatten(1))
+        return images
+
+    monkeypatch.setattr(trainer, "flip_and_shift", observed)
+    train(Supernet(tiny_space), tiny_data, PLAIN, tmp_path)
+    names = torch.randint(1, 10**6, (3 * 20 * 20,))  # a number for each image
+    first, second = ((torch.cat(part).long() * names).sum(1) for part in (seen[:3], seen[3:]))
+    split = (tiny_data.train_images[tiny_data.indices["train"]].flatten(1).long() * names).sum(1)
+    for order in (first, second):
+        assert torch.equal(order.sort().values, split.sort().values)
+    assert not torch.equal(first, second)
 
 
 def observed_groups(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, Any]]]:

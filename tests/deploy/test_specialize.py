@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from onceforall.cost.analytic import macs
+from onceforall.cost.latency import LatencyTable
+from onceforall.cost.profile import profile
+from onceforall.data.dataset import ImageData
+from onceforall.deploy.specialize import Specialization, parse_budget, specialize
+from onceforall.devices.onnxruntime import OnnxRuntimeDevice
+from onceforall.errors import InfeasibleConstraint, InvalidConfiguration, UnwritableOutput
+from onceforall.evaluate import measure_top1, specialised
+from onceforall.files import sha256
+from onceforall.nn.supernet import Supernet
+from onceforall.predict.labels import Label, plan
+from onceforall.report import plots, tables
+
+BUDGETS = ("70%", "90%")
+
+
+@pytest.fixture(scope="module")
+def supernet(tiny_space) -> Supernet:  # type: ignore[no-untyped-def]
+    return Supernet(tiny_space, seed=1)
+
+
+@pytest.fixture(scope="module")
+def labels(supernet: Supernet) -> list[Label]:
+    """Made-up accuracies that grow with size: what is searched for is then known."""
+    space = supernet.space
+    return [
+        Label(kind, arch, 20 + 10 * float(np.log10(macs(space.lower(arch)))))
+        for kind, arch in plan(space, 60, seed=0, uniform=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def table(supernet: Supernet) -> LatencyTable:
+    return profile(supernet.space, OnnxRuntimeDevice(), calibrating=12, validating=4, turns=3, burst_seconds=0.001)
+
+
+@pytest.fixture(scope="module")
+def result(
+    supernet: Supernet,
+    labels: list[Label],
+    table: LatencyTable,
+    tiny_data: ImageData,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Specialization, Path]:
+    out = tmp_path_factory.mktemp("out")
+    return (
+        specialize(supernet, labels, tiny_data, OnnxRuntimeDevice(), out, budgets=BUDGETS, table=table, candidates=2),
+        out,
+    )
+
+
+def test_every_budget_has_a_searched_and_a_uniform_network(result: tuple[Specialization, Path]) -> None:
+    found = [(network.role, network.budget) for network in result[0].networks]
+    assert found == [("largest", None), *((role, b) for b in BUDGETS for role in ("searched", "uniform"))]
+
+
+def test_a_network_within_its_budget_or_says_what_was_tried(result: tuple[Specialization, Path]) -> None:
+    for network in result[0].networks[1:]:
+        assert network.budget_met or len(network.attempts) == 3 or "nothing smaller" in network.attempts[-1]
+
+
+def test_files_are_what_the_manifest_says(result: tuple[Specialization, Path]) -> None:
+    found, out = result
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest == json.loads(json.dumps(found.to_json()))
+    for network in manifest["networks"]:
+        path = out / network["file"]
+        assert sha256(path) == network["sha256"]
+        assert path.stat().st_size == network["bytes"]
+    assert LatencyTable.load(out / manifest["latency_table"]["file"]) == found.table
+    assert manifest["data"]["splits"] == {"train": 540, "calibrate": 30, "label": 60, "test": 100}
+    assert manifest["units"]["top1"] == "percent"
+
+
+def test_accuracy_is_that_of_the_recalibrated_network_on_all_test_images(
+    result: tuple[Specialization, Path], supernet: Supernet, tiny_data: ImageData
+) -> None:
+    for network in result[0].networks:
+        expected = measure_top1(supernet, network.architecture, tiny_data, "test")
+        assert network.test_top1 == pytest.approx(expected, abs=1.01)  # one image of 100 may tie
+        assert network.parity <= 1e-4
+
+
+def test_the_exported_file_alone_gives_the_same_logits(
+    result: tuple[Specialization, Path], supernet: Supernet, tiny_data: ImageData
+) -> None:
+    import onnxruntime
+
+    network = result[0].networks[1]
+    images = tiny_data.images("test", network.architecture.resolution)
+    session = onnxruntime.InferenceSession(str(result[1] / network.file), providers=["CPUExecutionProvider"])
+    plain = specialised(supernet, network.architecture, tiny_data)
+    with torch.inference_mode():
+        expected = plain(images[:1]).numpy()
+    np.testing.assert_allclose(session.run(None, {"image": images[:1].contiguous().numpy()})[0], expected, atol=1e-4)
+
+
+def test_the_best_uniform_network_is_the_most_accurate_labelled_one(
+    result: tuple[Specialization, Path], labels: list[Label], supernet: Supernet
+) -> None:
+    found = result[0]
+    for network in found.networks:
+        if network.role == "uniform" and not network.attempts:
+            assert network.budget_ms is not None
+            within = [
+                label.top1
+                for label in labels
+                if label.kind == "uniform"
+                and found.table.cost(supernet.space.lower(label.architecture)) <= network.budget_ms
+            ]
+            assert network.label_top1 == max(within)
+
+
+def test_test_images_select_nothing(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    """With other test images the same networks are chosen (budgets in ms, so that no clock decides)."""
+    other = ImageData(
+        "other",
+        tiny_data.train_images,
+        tiny_data.train_labels,
+        255 - tiny_data.test_images,
+        tiny_data.test_labels.flip(0),
+        4,
+        tiny_data.mean,
+        tiny_data.std,
+    )
+    chosen = []
+    for data in (tiny_data, other):
+        found = specialize(
+            supernet, labels, data, OnnxRuntimeDevice(), tmp_path / data.name, budgets=("1000 ms",), table=table
+        )
+        chosen.append([(network.role, network.architecture, network.label_top1) for network in found.networks])
+    assert chosen[0] == chosen[1]
+
+
+def test_a_picture_a_table_and_a_line(result: tuple[Specialization, Path], supernet: Supernet, tmp_path: Path) -> None:
+    plots.front(result[0], supernet.space, tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert tables.networks(result[0]).row_count == 5
+    assert "MACs alone" in tables.quality(result[0])
+    assert len(json.loads(json.dumps(result[0].summary()))["networks"]) == 5
+
+
+def test_an_impossible_budget_raises_and_names_the_smallest(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        InfeasibleConstraint, match=r"latency <= 1e-05 ms cannot be met: the smallest sub-network needs"
+    ):
+        specialize(supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("0.00001 ms",), table=table)
+
+
+def test_an_unwritable_folder_is_an_error_at_once(
+    supernet: Supernet, labels: list[Label], tiny_data: ImageData, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    steps: list[str] = []
+    with pytest.raises(UnwritableOutput, match="choose a writable folder"):
+        specialize(
+            supernet,
+            labels,
+            tiny_data,
+            OnnxRuntimeDevice(),
+            tmp_path / "file" / "out",
+            report=lambda step, done, total: steps.append(step),
+        )
+    assert not steps
+
+
+@pytest.mark.parametrize(("text", "expected"), [("0.5 ms", 0.5), ("0.5ms", 0.5), ("60%", 1.2), (" 60 % ", 1.2)])
+def test_budgets_are_milliseconds_or_shares(text: str, expected: float) -> None:
+    assert parse_budget(text, 2.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["0.5", "fast", "-1 ms", "nan ms", "0%", "inf ms", "ms"])
+def test_other_budgets_are_refused(text: str) -> None:
+    with pytest.raises(InvalidConfiguration, match="budget"):
+        parse_budget(text, 2.0)

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from onceforall import devices
+from onceforall.devices.device import summarise, time_turns
+from onceforall.devices.onnx import to_onnx
+from onceforall.devices.onnxruntime import OnnxRuntimeDevice
+from onceforall.errors import InvalidConfiguration
+from onceforall.nn.subnet import build, fold_batch_norm
+from onceforall.space import SearchSpace
+
+
+def test_an_exported_network_computes_what_torch_computes(space: SearchSpace, rng: np.random.Generator) -> None:
+    device = OnnxRuntimeDevice()
+    for arch in (space.smallest(), space.largest(), space.sample(rng)):
+        network = fold_batch_norm(build(space.lower(arch)))
+        image = torch.randn(1, 3, arch.resolution, arch.resolution)
+        found = device.logits(device.session(to_onnx(network, tuple(image.shape))), image.numpy())
+        with torch.inference_mode():
+            np.testing.assert_allclose(found, network(image).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_pooling_is_exported_as_global_average_pooling(tiny_space: SearchSpace) -> None:
+    import onnx
+
+    network = build(tiny_space.lower(tiny_space.largest()))
+    model = onnx.load_from_string(to_onnx(network, (1, 3, 20, 20)))
+    kinds = [node.op_type for node in model.graph.node]
+    assert "GlobalAveragePool" in kinds
+    assert "ReduceMean" not in kinds
+    assert "BatchNormalization" not in kinds
+
+
+def test_a_device_says_what_it_is() -> None:
+    found = devices.by_name("onnxruntime", threads=2).describe()
+    assert found["threads"] == 2
+    assert found["precision"] == "fp32"
+    assert found["processor"]
+
+
+def test_unknown_devices_and_threads_are_refused() -> None:
+    with pytest.raises(InvalidConfiguration, match="choices are onnxruntime"):
+        devices.by_name("abacus")
+    with pytest.raises(InvalidConfiguration, match="threads 0"):
+        OnnxRuntimeDevice(0)
+
+
+def test_turns_are_bursts_of_each_network_in_changing_order() -> None:
+    calls: list[int] = []
+    runs = [lambda i=i: calls.append(i) for i in range(3)]
+    turns = time_turns(runs, turns=4, burst_seconds=0.0)  # type: ignore[arg-type]
+    assert turns.shape == (3, 4)
+    assert (turns >= 0).all()
+    order = [calls[i] for i in range(0, len(calls), 5)]  # a burst without time: two to warm up, three timed
+    assert len(calls) == 3 * 4 * 5
+    assert all(sorted(order[i : i + 3]) == [0, 1, 2] for i in range(0, 12, 3))
+    assert len({tuple(order[i : i + 3]) for i in range(0, 12, 3)}) > 1
+
+
+def test_a_summary_is_robust_to_one_bad_turn() -> None:
+    timing = summarise(np.array([1.0, 1.0, 1.1, 0.9, 50.0]))
+    assert timing.median == 1.0
+    assert timing.spread == pytest.approx(0.05)
+    assert timing.count == 5

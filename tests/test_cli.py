@@ -1,0 +1,108 @@
+"""The whole road through the command line, on tiny images: train, label, profile, search, specialize."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from onceforall import cli, spaces
+from onceforall.cost.profile import profile
+from onceforall.data.dataset import ImageData
+from onceforall.predict import labels as labels_module
+from onceforall.predict.accuracy import MLPPredictor
+from onceforall.space import SearchSpace
+
+COMMANDS = ("train", "label", "profile", "search", "specialize")
+
+
+@pytest.fixture
+def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    """The commands on the tiny space and images, with short measurements."""
+    monkeypatch.setitem(spaces.BY_NAME, "tiny", lambda num_classes: tiny_space)  # type: ignore[arg-type, misc]
+    monkeypatch.setattr(cli, "cifar10", lambda folder, notify: tiny_data)
+    short = {"calibrating": 6, "validating": 4, "turns": 2, "burst_seconds": 0.001}
+    monkeypatch.setattr(cli, "run_profile", lambda *a, **k: profile(*a, **k, **short))
+    monkeypatch.setattr(labels_module, "measure_top1", lambda supernet, arch, data, split: 10.0 + arch.resolution)
+    monkeypatch.setattr(cli, "MLPPredictor", lambda space, seed: MLPPredictor(space, seed=seed, epochs=5))
+    return CliRunner()
+
+
+def run(runner: CliRunner, *arguments: object) -> str:
+    result = runner.invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_whole_road(road: CliRunner, tmp_path: Path) -> None:
+    model = tmp_path / "run"
+    run(road, "train", "--space", "tiny", "--epochs", "1,1,1,1,1,1", "--batch-size", 128, "--out", model)
+    run(road, "label", "--model", model, "--count", 20)
+    run(road, "profile", "--model", model, "--out", tmp_path / "device.json")
+    table = ("--table", tmp_path / "device.json")
+    run(road, "search", "--model", model, *table, "--latency", "70%", "--macs", 10, "--out", tmp_path / "result.json")
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert [cost["name"] for cost in found["predicted_costs"]] == ["latency", "MACs"]
+    assert all(cost["value"] <= cost["bound"] for cost in found["predicted_costs"])
+    stdout = run(road, "specialize", "--model", model, *table, "--budget", "90%", "--out", tmp_path / "out")
+    summary = json.loads(stdout.splitlines()[-1])
+    assert [network["role"] for network in summary["networks"]] == ["largest", "searched", "uniform"]
+    for name in (
+        "manifest.json",
+        "latency.json",
+        "front.png",
+        "largest.onnx",
+        "searched-90pct.onnx",
+        "uniform-90pct.onnx",
+    ):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 0
+    assert "--out" in result.output
+    assert "-> " in result.output or "->" in result.output or "ONNX" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--out", "x", "--space", "vgg"), "--space vgg: choices are"),
+        (("train", "--out", "x", "--epochs", "1,2"), "give six"),
+        (("train", "--out", "x", "--epochs", "many"), "give six whole numbers"),
+        (("train", "--out", "x", "--precision", "fp8"), "choices are fp32, bf16"),
+        (("train", "--out", "x", "--data", "imagenet"), "expected cifar10 or cifar10:FOLDER"),
+        (("train", "--out", "x", "--data", "cifar10:nowhere"), "nowhere holds no data_batch_1.bin"),
+        (("label", "--model", "nowhere"), "supernet.safetensors does not exist"),
+        (("search", "--out", "x", "--model", "nowhere"), "shipped supernets are cifar10"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_1(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ofa", *arguments])
+    monkeypatch.setattr(cli.console, "width", 500)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_is_installed() -> None:
+    command = Path(sys.executable).with_name("ofa")
+    if not command.exists():
+        pytest.skip("the package is not installed beside this interpreter: `make test` installs it")
+    result = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
+    assert all(name in result.stdout for name in COMMANDS)
