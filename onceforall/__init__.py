@@ -30,7 +30,7 @@ from onceforall.evaluate import measure_top1, top1
 from onceforall.nn.calibrate import calibrate
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import MLPPredictor
-from onceforall.predict.labels import label, read_labels
+from onceforall.predict.labels import label, read_labels, training_pairs
 from onceforall.search.evolution import SearchResult, search
 from onceforall.training import recipe as recipes
 from onceforall.training.trainer import train
@@ -72,5 +72,6 @@ __all__ = [
     "specialize",
     "top1",
     "train",
+    "training_pairs",
     "zoo",
 ]

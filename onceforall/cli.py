@@ -23,10 +23,12 @@ from onceforall.deploy.specialize import parse_budget
 from onceforall.deploy.specialize import specialize as run_specialize
 from onceforall.devices import by_name
 from onceforall.errors import InvalidConfiguration, OFAError
-from onceforall.files import sha256, write_json
+from onceforall.files import read_json, sha256, write_json
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.predict.labels import label as run_label
+from onceforall.predict.labels import training_pairs
+from onceforall.search.evolution import SearchResult
 from onceforall.search.evolution import search as run_search
 from onceforall.training.recipe import progressive_shrinking
 from onceforall.training.trainer import train as run_training
@@ -181,9 +183,8 @@ def search(
         constraints.append(Parameters().at_most(params * 1e6))
     if memory is not None:
         constraints.append(PeakActivationMemory().at_most(memory * 1024))
-    rows = [row for row in entry.labels if row.kind != "uniform"]
     with console.status("accuracy predictor"):
-        predictor = MLPPredictor(space, seed=seed).fit([row.architecture for row in rows], [row.top1 for row in rows])
+        predictor = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels))
     result = run_search(space, predictor, constraints, seed=seed)
     write_json(out, {"model": model, **result.to_json()})
     costs = ", ".join(f"{cost.name} {cost.value:.4g} <= {cost.bound:.4g} {cost.unit}" for cost in result.costs)
@@ -204,6 +205,10 @@ def specialize(
         list[str] | None,
         typer.Option(help='Latency, as "0.5 ms" or "60%" of the largest network; repeat it [default: 40%, 60%, 80%].'),
     ] = None,
+    result: Annotated[
+        list[Path] | None,
+        typer.Option(help="Result of `ofa search`, specialised as it is; repeat it. No budgets then but those given."),
+    ] = None,
     table: Annotated[Path | None, typer.Option(help="Latency table of `ofa profile` [default: build one now].")] = None,
     candidates: Annotated[int, typer.Option(help="Best networks of a search to measure on the label images.")] = 4,
     seed: Seed = 0,
@@ -216,28 +221,30 @@ def specialize(
 
     write_json(out / "manifest.json", {"state": "running"})  # fails now, not after minutes, where it cannot be written
     loaded = LatencyTable.load(table) if table else None
+    given = [SearchResult.from_json(read_json(path)).architecture for path in result or ()]
     entry = _load_model(model)
     images = _load_data(data)
     about = {"name": entry.name, "sha256": sha256(entry.folder / "supernet.safetensors")}
     with _steps() as report:
-        result = run_specialize(
+        found = run_specialize(
             entry.supernet,
             entry.labels,
             images,
             by_name(device, threads),
             out,
-            budgets=budget or ("40%", "60%", "80%"),
+            budgets=budget or (() if given else ("40%", "60%", "80%")),
+            architectures=given,
             table=loaded,
             candidates=candidates,
             seed=seed,
             about=about,
             report=report,
         )
-    plots.front(result, entry.supernet.space, out / "front.png")
-    console.print(tables.networks(result))
-    console.print(tables.quality(result))
+    plots.front(found, entry.supernet.space, out / "front.png")
+    console.print(tables.networks(found))
+    console.print(tables.quality(found))
     console.print(f"Written to [bold]{out}[/]: ONNX files, manifest.json, latency.json, front.png")
-    typer.echo(json.dumps(result.summary()))
+    typer.echo(json.dumps(found.summary()))
 
 
 def main() -> None:

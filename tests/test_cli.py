@@ -51,6 +51,12 @@ def test_the_whole_road(road: CliRunner, tmp_path: Path) -> None:
     stdout = run(road, "specialize", "--model", model, *table, "--budget", "90%", "--out", tmp_path / "out")
     summary = json.loads(stdout.splitlines()[-1])
     assert [network["role"] for network in summary["networks"]] == ["largest", "searched", "uniform"]
+    stdout = run(
+        road, "specialize", "--model", model, *table, "--result", tmp_path / "result.json", "--out", tmp_path / "given"
+    )
+    assert [network["role"] for network in json.loads(stdout.splitlines()[-1])["networks"]] == ["largest", "given"]
+    manifest = json.loads((tmp_path / "given" / "manifest.json").read_text())
+    assert manifest["networks"][1]["architecture"] == found["architecture"]
     for name in (
         "manifest.json",
         "latency.json",

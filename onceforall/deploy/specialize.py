@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,11 +34,11 @@ from onceforall.evaluate import specialised, top1
 from onceforall.files import sha256, write_atomically, write_json
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import MLPPredictor, PredictorQuality, assess
-from onceforall.predict.labels import Label
+from onceforall.predict.labels import Label, training_pairs
 from onceforall.search.evolution import search
 
 Report = Callable[[str, int, int], None]
-Role = Literal["largest", "searched", "uniform"]
+Role = Literal["largest", "searched", "uniform", "given"]
 
 FORMAT = "onceforall.manifest/1"
 PARITY = 1e-4  # largest allowed difference of logits between the exported file and torch, relative to the largest logit
@@ -138,19 +139,15 @@ class Specialization:
 
 def parse_budget(text: str, largest_ms: float) -> float:
     """Milliseconds of a budget: "0.5 ms", "0.5ms", or "60%" of the largest network. Raises InvalidConfiguration."""
-    value, unit = text.strip(), ""
-    for unit in ("ms", "%"):
-        if value.endswith(unit):
-            value = value.removesuffix(unit).strip()
-            break
-    else:
-        raise InvalidConfiguration(f'budget {text!r}: give milliseconds ("0.5 ms") or a share of the largest ("60%")')
+    match = re.fullmatch(r"\s*(\S+?)\s*(ms|%)\s*", text)
     try:
-        number = float(value)
+        number, unit = (float(match[1]), match[2]) if match else (math.nan, "")
     except ValueError:
-        number = float("nan")
-    if not 0 < number < float("inf"):
-        raise InvalidConfiguration(f"budget {text!r}: expected a positive number")
+        number, unit = math.nan, ""
+    if not 0 < number < math.inf:
+        raise InvalidConfiguration(
+            f'budget {text!r}: give milliseconds ("0.5 ms") or a share of the largest network ("60%"), above 0'
+        )
     return number if unit == "ms" else number / 100 * largest_ms
 
 
@@ -162,6 +159,7 @@ def specialize(
     out: str | Path,
     *,
     budgets: Sequence[str] = ("40%", "60%", "80%"),
+    architectures: Sequence[Architecture] = (),
     table: LatencyTable | None = None,
     candidates: int = 4,
     seed: int = 0,
@@ -170,7 +168,8 @@ def specialize(
 ) -> Specialization:
     """Specialised networks for latency budgets on a device, exported to `out` with a manifest.
 
-    Beside each, the best uniform network within the same budget (chosen by its measured label
+    `architectures` are specialised as they are, without a budget. Beside each network that a budget
+    finds stand the best uniform network within the same budget (chosen by its measured label
     top-1 where it is labelled), and the largest network. `candidates`: how many of a search's best
     networks are measured on the label images. A network whose measured latency breaks its budget is
     replaced: the search is repeated with a bound tightened by the excess, three times at most.
@@ -198,6 +197,7 @@ def specialize(
         report("search", index, len(limits))
         networks += [job.searched(text, limit, limit), job.uniform(text, limit, limit)]
     report("search", len(limits), len(limits))
+    networks += [job.network("given", None, None, arch, number) for number, arch in enumerate(architectures, 1)]
     networks = job.hold_budgets(networks)
     for index, network in enumerate(networks):
         report("accuracy on test images", index, len(networks))
@@ -246,17 +246,19 @@ class _Job:
         self.label_top1 = {label.architecture: label.top1 for label in labels}
 
     def fit(self) -> None:
-        rows = [label for label in self.labels if label.kind != "uniform"]
-        archs, accuracies = [row.architecture for row in rows], [row.top1 for row in rows]
+        archs, accuracies = training_pairs(self.labels)
         self.quality = assess(MLPPredictor(self.space, seed=self.seed), self.space, archs, accuracies, seed=self.seed)
         self.predictor = MLPPredictor(self.space, seed=self.seed).fit(archs, accuracies)
 
-    def network(self, role: Role, budget: str | None, budget_ms: float | None, arch: Architecture) -> Network:
-        """Extract, calibrate and export one architecture."""
+    def network(
+        self, role: Role, budget: str | None, budget_ms: float | None, arch: Architecture, number: int = 0
+    ) -> Network:
+        """Extract, calibrate and export one architecture; its file is named by role and budget or number."""
         layers = self.space.lower(arch)
         plain = self._plain(arch)
         shape = (1, 3, arch.resolution, arch.resolution)
-        name = role if budget is None else f"{role}-{budget.replace('%', 'pct').replace(' ', '')}"
+        suffix = budget.replace("%", "pct").replace(" ", "") if budget else str(number or "")
+        name = f"{role}-{suffix}" if suffix else role
         model = to_onnx(plain, shape)
         path = self.out / f"{name}.onnx"
         write_atomically(path, model)

@@ -10,7 +10,7 @@ preference for each choice, so that networks near the corners of the space come 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +126,15 @@ def read_labels(path: str | Path, space: SearchSpace | None = None) -> list[Labe
     if space is not None and as_json(header["space"]) != as_json(space.to_json()):
         raise InvalidConfiguration(f"{path} holds labels of another space")
     return labels
+
+
+def training_pairs(labels: Iterable[Label]) -> tuple[list[Architecture], list[float]]:
+    """Architectures and accuracies (percent) that a predictor learns from: all but the uniform ones.
+
+    Those stay apart as what a search has to beat.
+    """
+    rows = [label for label in labels if label.kind != "uniform"]
+    return [row.architecture for row in rows], [row.top1 for row in rows]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Label]]:

@@ -4,32 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from onceforall.deploy.specialize import Specialization
 from onceforall.files import replacing
 from onceforall.space import SearchSpace
 
+STYLES = (
+    ("searched", "o", "tab:blue", "-"),
+    ("given", "^", "tab:purple", ""),
+    ("uniform", "s", "tab:orange", "--"),
+)
+
 
 def front(result: Specialization, space: SearchSpace, path: Path) -> None:
     """Accuracy against latency: the chosen networks, the uniform ones, the largest; PNG."""
-    figure, axes = plt.subplots(figsize=(8, 5), dpi=130, layout="constrained")
+    figure = Figure(figsize=(8, 5), dpi=130, layout="constrained")
+    axes = figure.subplots()
     cloud = [(result.table.cost(space.lower(label.architecture)), label.top1) for label in result.labels]
     if cloud:
         latencies, accuracies = zip(*cloud, strict=True)
         text = f"{len(cloud)} labelled sub-networks (label images, predicted latency)"
         axes.scatter(latencies, accuracies, s=8, color="0.8", label=text)
-    for role, marker, color, line in (("searched", "o", "tab:blue", "-"), ("uniform", "s", "tab:orange", "--")):
+    for role, marker, color, line in STYLES:
         points = sorted((n.measured_latency_ms, n.test_top1) for n in result.networks if n.role == role)
         if points:
             axes.plot(
                 *zip(*points, strict=True), marker=marker, color=color, linestyle=line, label=f"{role} (measured, test)"
             )
             for latency, accuracy in points:
-                text, offset = f"{accuracy:.1f}", (0, 7 if role == "searched" else -14)
+                text, offset = f"{accuracy:.1f}", (0, -14 if role == "uniform" else 7)
                 axes.annotate(
                     text, (latency, accuracy), offset, textcoords="offset points", ha="center", fontsize=8, color=color
                 )
@@ -57,4 +61,3 @@ def front(result: Specialization, space: SearchSpace, path: Path) -> None:
     axes.legend(loc="lower right", fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
-    plt.close(figure)

@@ -35,7 +35,7 @@ def networks(result: Specialization) -> Table:
             f"{network.macs / 1e6:.2f} M",
             f"{network.params / 1e6:.3f} M",
             str(network.architecture.resolution),
-            style="bold" if network.role == "searched" else None,
+            style="bold" if network.role in ("searched", "given") else None,
             end_section=network.role != "searched",
         )
     return table
