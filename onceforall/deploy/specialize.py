@@ -85,6 +85,7 @@ class Specialization:
     """Everything a specialisation found; `to_json` is the manifest."""
 
     networks: list[Network]
+    device: dict[str, Any]  # what the networks were measured on; the table says what it was built on
     table: LatencyTable
     quality: PredictorQuality
     labels: Sequence[Label]
@@ -95,9 +96,10 @@ class Specialization:
         return {
             "format": FORMAT,
             **self.about,
-            "device": dict(self.table.device),
+            "device": self.device,
             "latency_table": {
                 "file": "latency.json",
+                "device": dict(self.table.device),
                 "layers": len(self.table.entries),
                 "scale": self.table.scale,
                 "constant_ms": self.table.constant,
@@ -205,6 +207,7 @@ def specialize(
     report("accuracy on test images", len(networks), len(networks))
     result = Specialization(
         networks,
+        device.describe(),
         table,
         job.quality,
         labels,

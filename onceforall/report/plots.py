@@ -53,7 +53,7 @@ def front(result: Specialization, space: SearchSpace, path: Path) -> None:
             )
     best = [n.test_top1 for n in result.networks]
     axes.set_ylim(min(best) - 3, max(best) + 1.5)
-    device = result.table.device
+    device = result.device
     axes.set_xlabel(f"latency (ms), batch 1, {device['runtime']}, {device['threads']} thread(s), {device['processor']}")
     axes.set_ylabel("top-1 (%)")
     axes.set_title("Specialised without training: accuracy against latency")

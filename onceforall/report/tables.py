@@ -9,7 +9,9 @@ from onceforall.deploy.specialize import Specialization
 
 def networks(result: Specialization) -> Table:
     """One row a network: what was asked, promised and measured."""
-    table = Table(title=f"Specialised for {result.table.device['runtime']}, {result.table.device['processor']}")
+    table = Table(
+        title=f"Specialised for {result.device['runtime']}, {result.device['threads']} thread(s), {result.device['processor']}"
+    )
     for column in (
         "",
         "budget",
