@@ -28,6 +28,10 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        # Some writers make files that only their owner may read; ours are as open as any new file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
         raise UnwritableOutput(f"cannot write {path}: {error.strerror or error}; choose a writable folder") from error

@@ -9,9 +9,8 @@ from onceforall.deploy.specialize import Specialization
 
 def networks(result: Specialization) -> Table:
     """One row a network: what was asked, promised and measured."""
-    table = Table(
-        title=f"Specialised for {result.device['runtime']}, {result.device['threads']} thread(s), {result.device['processor']}"
-    )
+    device = result.device
+    table = Table(title=f"Specialised for {device['runtime']}, {device['threads']} thread(s), {device['processor']}")
     for column in (
         "",
         "budget",
