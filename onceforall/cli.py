@@ -118,7 +118,7 @@ def train(
 def label(
     model: Annotated[str, typer.Option(help="Run folder of `ofa train`.")],
     data: Data = "cifar10",
-    count: Annotated[int, typer.Option(help="Number of random sub-networks; the uniform ones come on top.")] = 600,
+    count: Annotated[int, typer.Option(help="Number of random sub-networks; the uniform ones come on top.")] = 560,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="JSONL to write or continue [default: MODEL/labels.jsonl].")] = None,
 ) -> None:

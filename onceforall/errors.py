@@ -37,9 +37,5 @@ class UnwritableOutput(OFAError, OSError):
     """A result cannot be written; what was saved before is untouched."""
 
 
-class MissingDependency(OFAError, ImportError):
-    """An optional package is not installed."""
-
-
 class TrainingDiverged(OFAError, ArithmeticError):
     """The loss is no longer a number; the last checkpoint is untouched."""

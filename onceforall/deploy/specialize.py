@@ -13,9 +13,8 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,6 +26,7 @@ from onceforall.cost.analytic import macs, params
 from onceforall.cost.latency import LatencyTable, Timing
 from onceforall.cost.profile import measure_latency, profile
 from onceforall.data.dataset import ImageData
+from onceforall.deploy.manifest import FORMAT, Network, Role, Specialization
 from onceforall.devices.onnx import to_onnx
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
@@ -38,119 +38,8 @@ from onceforall.predict.labels import Label, training_pairs
 from onceforall.search.evolution import search
 
 Report = Callable[[str, int, int], None]
-Role = Literal["largest", "searched", "uniform", "given"]
 
-FORMAT = "onceforall.manifest/1"
 PARITY = 1e-4  # largest allowed difference of logits between the exported file and torch, relative to the largest logit
-
-
-@dataclass
-class Network:
-    """One exported network with what was promised and what was measured.
-
-    Latency in ms at batch 1 on the device; top-1 in percent. `predicted_top1` and `label_top1` are
-    about the label images, `test_top1` about the test images, by the exported file in its runtime.
-    """
-
-    role: Role
-    budget: str | None
-    budget_ms: float | None
-    architecture: Architecture
-    macs: int
-    params: int
-    predicted_latency_ms: float
-    predicted_top1: float
-    label_top1: float | None = None
-    measured_latency_ms: float = math.nan
-    latency_spread_ms: float = math.nan
-    test_top1: float = math.nan
-    parity: float = math.nan
-    file: str = ""
-    bytes: int = 0
-    sha256: str = ""
-    attempts: list[str] = field(default_factory=list)
-
-    @property
-    def budget_met(self) -> bool | None:
-        """Whether the measured latency is within the budget; None where there is none."""
-        return None if self.budget_ms is None else self.measured_latency_ms <= self.budget_ms
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {**asdict(self), "architecture": self.architecture.to_json(), "budget_met": self.budget_met}
-
-
-@dataclass
-class Specialization:
-    """Everything a specialisation found; `to_json` is the manifest."""
-
-    networks: list[Network]
-    device: dict[str, Any]  # what the networks were measured on; the table says what it was built on
-    table: LatencyTable
-    quality: PredictorQuality
-    labels: Sequence[Label]
-    about: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """The manifest without the latency table's entries, which have a file of their own."""
-        return {
-            "format": FORMAT,
-            **self.about,
-            "device": self.device,
-            "latency_table": {
-                "file": "latency.json",
-                "device": dict(self.table.device),
-                "layers": len(self.table.entries),
-                "scale": self.table.scale,
-                "constant_ms": self.table.constant,
-                "validation": asdict(self.table.validation) if self.table.validation else None,
-            },
-            "predictor": self.quality.to_json(),
-            "networks": [network.to_json() for network in self.networks],
-            "units": {
-                "latency": "ms, batch 1, median of interleaved turns",
-                "top1": "percent",
-                "parity": "largest difference of logits, relative to the largest logit",
-            },
-        }
-
-    def summary(self) -> dict[str, Any]:
-        """The numbers of the table that people read, for one line of JSON."""
-        keys = (
-            "role",
-            "budget",
-            "budget_ms",
-            "predicted_latency_ms",
-            "measured_latency_ms",
-            "predicted_top1",
-            "test_top1",
-            "macs",
-            "params",
-        )
-        rounded = [
-            {key: round(value, 4) if isinstance(value := getattr(network, key), float) else value for key in keys}
-            for network in self.networks
-        ]
-        validation = self.table.validation
-        return {
-            "networks": rounded,
-            "table": {k: round(v, 3) for k, v in asdict(validation).items()} if validation else None,
-            "predictor": {k: round(v, 3) for k, v in self.quality.to_json().items()},
-        }
-
-
-def parse_budget(text: str, largest_ms: float) -> float:
-    """Milliseconds of a budget: "0.5 ms", "0.5ms", or "60%" of the largest network. Raises InvalidConfiguration."""
-    match = re.fullmatch(r"\s*(\S+?)\s*(ms|%)\s*", text)
-    try:
-        number, unit = (float(match[1]), match[2]) if match else (math.nan, "")
-    except ValueError:
-        number, unit = math.nan, ""
-    if not 0 < number < math.inf:
-        raise InvalidConfiguration(
-            f'budget {text!r}: give milliseconds ("0.5 ms") or a share of the largest network ("60%"), above 0'
-        )
-    return number if unit == "ms" else number / 100 * largest_ms
 
 
 def specialize(
@@ -222,6 +111,20 @@ def specialize(
     )
     write_json(out / "manifest.json", result.to_json())
     return result
+
+
+def parse_budget(text: str, largest_ms: float) -> float:
+    """Milliseconds of a budget: "0.5 ms", "0.5ms", or "60%" of the largest network. Raises InvalidConfiguration."""
+    match = re.fullmatch(r"\s*(\S+?)\s*(ms|%)\s*", text)
+    try:
+        number, unit = (float(match[1]), match[2]) if match else (math.nan, "")
+    except ValueError:
+        number, unit = math.nan, ""
+    if not 0 < number < math.inf:
+        raise InvalidConfiguration(
+            f'budget {text!r}: give milliseconds ("0.5 ms") or a share of the largest network ("60%"), above 0'
+        )
+    return number if unit == "ms" else number / 100 * largest_ms
 
 
 class _Job:

@@ -61,9 +61,22 @@ def _pooled_moments(batches: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel over all batches, from each batch's own two-pass moments."""
     counts = torch.tensor([x.numel() // x.shape[1] for x in batches], dtype=torch.float64)
     weights = (counts / counts.sum()).to(batches[0].device)[:, None]
-    moments = [torch.var_mean(x.float(), dim=(0, 2, 3), correction=0) for x in batches]
-    means = torch.stack([mean for _, mean in moments]).double()
-    variances = torch.stack([variance for variance, _ in moments]).double()
+    moments = [_moments(x) for x in batches]
+    means = torch.stack([mean for mean, _ in moments]).double()
+    variances = torch.stack([variance for _, variance in moments]).double()
     mean = (weights * means).sum(0)
     variance = (weights * (variances + (means - mean) ** 2)).sum(0)
     return mean.float(), variance.float()
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel of one batch.
+
+    By way of batch norm with momentum 1, whose kernel is up to ten times faster than var_mean.
+    """
+    count, channels = x.numel() // x.shape[1], x.shape[1]
+    if count == 1:
+        return x.flatten().float(), torch.zeros(channels, device=x.device)
+    mean, unbiased = torch.zeros(channels, device=x.device), torch.zeros(channels, device=x.device)
+    F.batch_norm(x.float(), mean, unbiased, training=True, momentum=1.0)
+    return mean, unbiased * ((count - 1) / count)

@@ -114,7 +114,7 @@ def assess(
     architectures: Sequence[Architecture],
     accuracies: Sequence[float],
     *,
-    held_out: float = 0.2,
+    held_out: float = 0.1,
     seed: int = 0,
 ) -> PredictorQuality:
     """Fit on part of the labels and measure on the rest (a random share `held_out`)."""

@@ -22,6 +22,7 @@ from onceforall.data.dataset import ImageData, Split
 from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import measure_top1
 from onceforall.files import append_jsonl, as_json, read_jsonl, write_jsonl
+from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
 
@@ -78,7 +79,7 @@ def label(
     data: ImageData,
     path: str | Path,
     *,
-    count: int = 600,
+    count: int = 560,
     seed: int = 0,
     uniform: bool = True,
     split: Split = "label",
@@ -91,6 +92,7 @@ def label(
     """
     if split == "test":
         raise InvalidConfiguration("labels on test images would let the test set select: use the label split")
+    keep_freed_memory()
     path = Path(path)
     header = {
         "format": FORMAT,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from onceforall.deploy.specialize import Specialization
+from onceforall.deploy.manifest import Specialization
 from onceforall.files import replacing
 from onceforall.space import SearchSpace
 

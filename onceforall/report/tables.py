@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from onceforall.deploy.specialize import Specialization
+from onceforall.deploy.manifest import Specialization
 
 
 def networks(result: Specialization) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 from onceforall.architecture import Gene
 from onceforall.errors import InvalidConfiguration
@@ -64,6 +64,12 @@ class InvertedResidualSpace(SearchSpace):
     num_classes: int
     dropout: float = 0.1
     bn_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for activation in (self.activation, self.first.activation, *(stage.activation for stage in self.units)):
+            if activation not in get_args(Activation):
+                raise InvalidConfiguration(f"activation {activation!r}: choices are {', '.join(get_args(Activation))}")
 
     def stem(self, resolution: int) -> tuple[LayerSpec, ...]:
         size = strided_size(resolution, self.stem_stride)

@@ -10,7 +10,8 @@ import torch
 from onceforall.cost.analytic import macs
 from onceforall.cost.latency import LatencyTable
 from onceforall.data.dataset import ImageData
-from onceforall.deploy.specialize import Network, Specialization, _Job, parse_budget, specialize
+from onceforall.deploy.manifest import Network, Specialization
+from onceforall.deploy.specialize import _Job, parse_budget, specialize
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration, UnwritableOutput
 from onceforall.evaluate import measure_top1, specialised

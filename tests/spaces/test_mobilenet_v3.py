@@ -136,3 +136,10 @@ def test_json_without_a_field_is_refused() -> None:
     del value["stem_width"]
     with pytest.raises(InvalidConfiguration, match="stem_width"):
         spaces.from_json(value)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    value = spaces.mobilenet_v3().to_json()
+    value["units"][0]["activation"] = "gelu"
+    with pytest.raises(InvalidConfiguration, match="activation 'gelu': choices are relu, relu6, h_swish, none"):
+        spaces.from_json(value)
