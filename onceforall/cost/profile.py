@@ -32,7 +32,7 @@ def profile(
     *,
     calibrating: int = 24,
     validating: int = 16,
-    turns: int = 6,
+    turns: int = 9,
     burst_seconds: float = 0.01,
     seed: int = 0,
     report: Callable[[str, int, int], None] = lambda step, done, total: None,

@@ -11,30 +11,20 @@ def networks(result: Specialization) -> Table:
     """One row a network: what was asked, promised and measured."""
     device = result.device
     table = Table(title=f"Specialised for {device['runtime']}, {device['threads']} thread(s), {device['processor']}")
-    for column in (
-        "",
-        "budget",
-        "latency predicted",
-        "measured",
-        "top-1 predicted",
-        "test top-1",
-        "MACs",
-        "params",
-        "px",
-    ):
-        table.add_column(column, justify="left" if not column else "right")
+    headers = ("", "budget (ms)", "pred. ms", "meas. ms", "pred. %", "test %", "MMACs", "Mpar.", "px")
+    for header in headers:
+        table.add_column(header, justify="right" if header else "left", no_wrap=header in ("", "budget (ms)"))
     for network in result.networks:
-        met = {None: "", True: "", False: " [red]missed[/]"}[network.budget_met]
-        budget = f"{network.budget} = {network.budget_ms:.3f} ms" if network.budget_ms is not None else "-"
+        missed = " [red]missed[/]" if network.budget_met is False else ""
         table.add_row(
             network.role,
-            budget,
-            f"{network.predicted_latency_ms:.3f} ms",
-            f"{network.measured_latency_ms:.3f} ms{met}",
-            f"{network.predicted_top1:.2f} %",
-            f"{network.test_top1:.2f} %",
-            f"{network.macs / 1e6:.2f} M",
-            f"{network.params / 1e6:.3f} M",
+            f"{network.budget}: {network.budget_ms:.3f}" if network.budget_ms is not None else "-",
+            f"{network.predicted_latency_ms:.3f}",
+            f"{network.measured_latency_ms:.3f}{missed}",
+            f"{network.predicted_top1:.2f}",
+            f"{network.test_top1:.2f}",
+            f"{network.macs / 1e6:.2f}",
+            f"{network.params / 1e6:.3f}",
             str(network.architecture.resolution),
             style="bold" if network.role in ("searched", "given") else None,
             end_section=network.role != "searched",
