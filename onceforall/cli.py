@@ -73,7 +73,6 @@ def train(
     Stop it at any time: the same command goes on where it was. Losses, learning rates and top-1 on
     the label images go to OUT/log.jsonl.
     """
-
     if space not in spaces.BY_NAME:
         raise InvalidConfiguration(f"--space {space}: choices are {', '.join(spaces.BY_NAME)}")
     if precision not in ("fp32", "bf16"):
@@ -123,7 +122,6 @@ def label(
     out: Annotated[Path | None, typer.Option(help="JSONL to write or continue [default: MODEL/labels.jsonl].")] = None,
 ) -> None:
     """Measure sub-networks on the label images -> labels.jsonl, what the accuracy predictor learns from."""
-
     folder = Path(model)
     supernet = load_supernet(folder / "supernet.safetensors")
     images = _load_data(data)
@@ -142,7 +140,6 @@ def profile(
     seed: Seed = 0,
 ) -> None:
     """Time every layer of a space on this machine -> a latency table that has judged itself on whole networks."""
-
     space = _load_model(model).supernet.space
     with _steps() as report:
         table = run_profile(space, by_name(device, threads), seed=seed, report=report)
@@ -168,7 +165,6 @@ def search(
     seed: Seed = 0,
 ) -> None:
     """Find the network of highest predicted accuracy within bounds -> result.json."""
-
     entry = _load_model(model)
     space = entry.supernet.space
     constraints: list[Constraint] = []
@@ -257,7 +253,6 @@ def main() -> None:
 
 
 def _load_data(text: str) -> ImageData:
-
     name, _, folder = text.partition(":")
     if name != "cifar10":
         raise InvalidConfiguration(f"--data {text}: expected cifar10 or cifar10:FOLDER")
@@ -265,7 +260,6 @@ def _load_data(text: str) -> ImageData:
 
 
 def _load_model(text: str) -> zoo.Entry:
-
     if text in zoo.NAMES:
         return zoo.load(text)
     if not Path(text).is_dir():

@@ -34,7 +34,8 @@ class Validation:
 
     mape: mean absolute error in percent of the measured latency; bias: mean signed error in percent;
     within_5: share of networks within 5 %, in percent; spearman: rank correlation; noise: how much
-    the same networks differ between two measurements, mean absolute percent.
+    measurements of the same networks with some of the turns differ from those with all of them, mean
+    absolute percent (the two overlap, so two independent measurements differ more).
     """
 
     networks: int
@@ -46,7 +47,7 @@ class Validation:
 
     @classmethod
     def of(cls, predicted: Sequence[float], measured: Sequence[float], repeated: Sequence[float]) -> Validation:
-        """Compare predictions (ms) with measurements, and those with their repetition."""
+        """Compare predictions (ms) with measurements, and those with measurements of fewer turns."""
         p, m, r = (np.asarray(values, float) for values in (predicted, measured, repeated))
         errors = 100 * (p - m) / m
         return cls(

@@ -20,7 +20,7 @@ from onceforall.cost.latency import LatencyTable, Timing, Validation, unique_lay
 from onceforall.devices.device import Device, Run, summarise, time_turns
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import LayerSpec, LinearSpec, PoolSpec
-from onceforall.nn.subnet import build, build_layer, fold_batch_norm
+from onceforall.nn.subnet import build, fold_batch_norm
 from onceforall.space import SearchSpace
 
 FLOOR_MS = 1e-4  # ms; a layer never costs less, whatever the noise of a difference says
@@ -57,7 +57,7 @@ def profile(
     runs: list[Run] = [device.prepare(nn.Identity(), (1, 8, 1, 1))]
     total = len(layers) + len(networks)
     for layer in layers:
-        runs.append(device.prepare(nn.Sequential(fold_batch_norm(_alone(layer))), _input_shape(layer)))
+        runs.append(device.prepare(fold_batch_norm(build([layer])), _input_shape(layer)))
         report("preparing", len(runs) - 1, total)
     for arch in networks:
         runs.append(prepare_architecture(space, arch, device))
@@ -97,11 +97,6 @@ def prepare_architecture(space: SearchSpace, arch: Architecture, device: Device)
 def measure_latency(runs: list[Run], *, turns: int = 9, burst_seconds: float = 0.02, seed: int = 0) -> list[Timing]:
     """Measured latency of prepared networks, interleaved (ms)."""
     return [summarise(row) for row in time_turns(runs, turns=turns, burst_seconds=burst_seconds, seed=seed)]
-
-
-def _alone(layer: LayerSpec) -> nn.Sequential:
-    module = build_layer(layer)
-    return module if isinstance(module, nn.Sequential) else nn.Sequential(module)
 
 
 def _input_shape(layer: LayerSpec) -> tuple[int, ...]:

@@ -224,7 +224,6 @@ class _Job:
                 old = networks[index]
                 assert old.budget is not None
                 assert old.budget_ms is not None
-                assert old.measured_latency_ms is not None
                 bound = (bounds[index] or 0.0) * 0.995 * old.budget_ms / old.measured_latency_ms
                 note = (
                     f"{old.architecture}: measured {old.measured_latency_ms:.4f} ms, bound tightened to {bound:.4f} ms"
