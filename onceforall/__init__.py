@@ -1,15 +1,15 @@
 """Train one elastic supernet once; for any device and budget, get a specialised network without training again.
 
-Read these files first: architecture.py and layers.py (the values), space.py (choices and lowering),
-nn/supernet.py (the elastic network), training/recipe.py (progressive shrinking), deploy/specialize.py
-(the whole road).
+Read these files first: architecture.py and layers.py (the values), choices.py and space.py (what may be
+chosen, and lowering it), nn/supernet.py (the elastic network), training/recipe.py (progressive
+shrinking), deploy/specialize.py (the whole road).
 """
 
-from onceforall import spaces, zoo
+from onceforall import interop, spaces, zoo
 from onceforall.architecture import Architecture, Gene
 from onceforall.checkpoint import load_supernet, save_supernet
-from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory
-from onceforall.cost.latency import LatencyTable
+from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, PeakConvolutionMemory
+from onceforall.cost.latency import LatencyTable, LatencyTables, load_latency
 from onceforall.cost.profile import profile
 from onceforall.data.cifar10 import cifar10
 from onceforall.data.dataset import ImageData
@@ -47,12 +47,14 @@ __all__ = [
     "InvalidArchitecture",
     "InvalidConfiguration",
     "LatencyTable",
+    "LatencyTables",
     "MACs",
     "MLPPredictor",
     "OFAError",
     "OutOfDomain",
     "Parameters",
     "PeakActivationMemory",
+    "PeakConvolutionMemory",
     "SearchResult",
     "Supernet",
     "TrainingDiverged",
@@ -60,7 +62,9 @@ __all__ = [
     "calibrate",
     "cifar10",
     "device",
+    "interop",
     "label",
+    "load_latency",
     "load_supernet",
     "measure_top1",
     "profile",

@@ -41,9 +41,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise IncompatibleCheckpoint(f"{path} is not a whole safetensors file ({error}): copy it again") from error
 
 
-def restore(module: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Load tensors into a module, all of them. Raises IncompatibleCheckpoint, which names what does not fit."""
-    expected = module.state_dict()
+def restore(
+    module: nn.Module, tensors: Mapping[str, Tensor], origin: str, names: Mapping[str, str] | None = None
+) -> None:
+    """Load tensors into a module, all of them. Raises IncompatibleCheckpoint, which names what does not fit.
+
+    `names`: what `tensors` calls each tensor of the module, where that differs.
+    """
+    own = module.state_dict()
+    expected = {names[name]: tensor for name, tensor in own.items()} if names else own
     missing = sorted(expected.keys() - tensors.keys())
     extra = sorted(tensors.keys() - expected.keys())
     shapes = [

@@ -1,4 +1,4 @@
-"""The command line: `ofa train | label | profile | search | specialize`."""
+"""The command line: `ofa train | import | label | profile | search | specialize`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from onceforall import spaces, zoo
 from onceforall.checkpoint import load_supernet
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory
-from onceforall.cost.latency import LatencyTable
+from onceforall.cost.latency import LatencyTable, load_latency
 from onceforall.cost.model import Constraint
 from onceforall.cost.profile import profile as run_profile
 from onceforall.data.cifar10 import cifar10
@@ -24,6 +24,7 @@ from onceforall.deploy.specialize import specialize as run_specialize
 from onceforall.devices import by_name
 from onceforall.errors import InvalidConfiguration, OFAError
 from onceforall.files import read_json, sha256, write_json
+from onceforall.interop import PublishedPredictor, import_file, load_predictor
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.predict.labels import label as run_label
@@ -131,6 +132,23 @@ def label(
     console.print(f"[bold]{path}[/]; next: ofa specialize --model {model} --out out")
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="Torch file of the Once-for-All authors.")],
+    out: Annotated[Path, typer.Option(help="Folder for the safetensors file and manifest.json.")],
+) -> None:
+    """Read a published supernet or accuracy predictor -> OUT/supernet.safetensors or OUT/predictor.safetensors.
+
+    Tensors are read and code is not; manifest.json says where they came from. Supernets: MobileNetV3
+    (width 1.0, 1.2), ProxylessNAS (1.3), ResNet-50D. OUT is then a run folder for --model.
+    """
+    found = import_file(file, out)
+    if isinstance(found, Supernet):
+        console.print(f"[bold]{out / 'supernet.safetensors'}[/]: {found.space.size:.3g} sub-networks")
+    else:
+        console.print(f"[bold]{out / 'predictor.safetensors'}[/]: accuracy predictor of {found.domain.name}")
+
+
 @app.command()
 def profile(
     out: Annotated[Path, typer.Option(help="JSON file of the latency table.")],
@@ -140,7 +158,7 @@ def profile(
     seed: Seed = 0,
 ) -> None:
     """Time every layer of a space on this machine -> a latency table that has judged itself on whole networks."""
-    space = _load_model(model).supernet.space
+    space = _load_model(model, labels=False).supernet.space
     with _steps() as report:
         table = run_profile(space, by_name(device, threads), seed=seed, report=report)
     table.save(out)
@@ -162,16 +180,23 @@ def search(
     macs: Annotated[float | None, typer.Option(help="Bound, in millions.")] = None,
     params: Annotated[float | None, typer.Option(help="Bound, in millions.")] = None,
     memory: Annotated[float | None, typer.Option(help="Bound on peak fp32 activation memory, in KiB.")] = None,
+    predictor: Annotated[
+        Path | None,
+        typer.Option(help="A published accuracy predictor [default: learn from the model's labels]."),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Find the network of highest predicted accuracy within bounds -> result.json."""
-    entry = _load_model(model)
+    entry = _load_model(model, labels=predictor is None)
     space = entry.supernet.space
+    if predictor is not None:
+        published = load_predictor(predictor)
+        space = space.restrict(resolutions=published.domain.resolutions)
     constraints: list[Constraint] = []
     if latency is not None:
         if table is None:
             raise InvalidConfiguration("--latency needs --table: make one with `ofa profile --out DEVICE.json`")
-        loaded = LatencyTable.load(table)
+        loaded = load_latency(table)
         constraints.append(loaded.at_most(parse_budget(latency, loaded.cost(space.lower(space.largest())))))
     if macs is not None:
         constraints.append(MACs().at_most(macs * 1e6))
@@ -179,9 +204,13 @@ def search(
         constraints.append(Parameters().at_most(params * 1e6))
     if memory is not None:
         constraints.append(PeakActivationMemory().at_most(memory * 1024))
-    with console.status("accuracy predictor"):
-        predictor = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels))
-    result = run_search(space, predictor, constraints, seed=seed)
+    accuracy: MLPPredictor | PublishedPredictor
+    if predictor is not None:
+        accuracy = published
+    else:
+        with console.status("accuracy predictor"):
+            accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels))
+    result = run_search(space, accuracy, constraints, seed=seed)
     write_json(out, {"model": model, **result.to_json()})
     costs = ", ".join(f"{cost.name} {cost.value:.4g} <= {cost.bound:.4g} {cost.unit}" for cost in result.costs)
     console.print(
@@ -259,12 +288,13 @@ def _load_data(text: str) -> ImageData:
     return cifar10(folder or None, notify=console.print)
 
 
-def _load_model(text: str) -> zoo.Entry:
-    if text in zoo.NAMES:
+def _load_model(text: str, labels: bool = True) -> zoo.Entry:
+    if text in (*zoo.NAMES, *zoo.PUBLISHED):
         return zoo.load(text)
     if not Path(text).is_dir():
-        raise InvalidConfiguration(f"--model {text}: no such folder; shipped supernets are {', '.join(zoo.NAMES)}")
-    return zoo.load_run(Path(text))
+        known = ", ".join((*zoo.NAMES, *zoo.PUBLISHED))
+        raise InvalidConfiguration(f"--model {text}: no such folder; known supernets are {known}")
+    return zoo.load_run(Path(text), labels=labels)
 
 
 def _progress() -> Progress:

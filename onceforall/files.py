@@ -55,6 +55,14 @@ def read_json(path: Path) -> Any:
         raise InvalidConfiguration(f"{path} is not JSON: {error}") from error
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A parsed JSON object. Raises InvalidConfiguration where the file is missing or holds anything else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InvalidConfiguration(f"{path} holds no JSON object")
+    return value
+
+
 def as_json(value: Any) -> Any:
     """The value as it comes back from a JSON file: tuples become lists, keys strings."""
     return json.loads(json.dumps(value))

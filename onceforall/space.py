@@ -1,9 +1,10 @@
-"""A search space: which choices there are, and how a choice is lowered to layers.
+"""A search space: how a choice is lowered to layers, and populations of choices as arrays.
 
 Two forms of an architecture live here. `Architecture` is for people and files. A *row* is for
 populations: an int16 vector of choice indices with -1 for whatever depth cuts off,
 
-    [resolution, depth of each unit, kernel of each block, expand of each block]
+    [resolution, depth of each unit, kernel of each block, expand of each block,
+     width multiplier of each unit that has several]
 
 so that equal networks are equal rows, and mutation, crossover, encoding and cost are array
 operations. Blocks are numbered unit by unit, each unit holding as many as its largest depth.
@@ -12,66 +13,59 @@ operations. Blocks are numbered unit by unit, each unit holding as many as its l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onceforall.architecture import Architecture, Gene
-from onceforall.errors import InvalidArchitecture, InvalidConfiguration
+from onceforall.choices import Choices
+from onceforall.errors import InvalidArchitecture
 from onceforall.layers import LayerSpec
 
 Rows = NDArray[np.int16]
 
 
-@dataclass(frozen=True)
-class Unit:
-    """The elastic choices of one unit, each in ascending order."""
+class BlockForm(NamedTuple):
+    """One form of an elastic block: the indices of its choices, and the layer that they make."""
 
-    depths: tuple[int, ...]
-    kernels: tuple[int, ...]
-    expands: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        for name in ("depths", "kernels", "expands"):
-            values = getattr(self, name)
-            if not values or list(values) != sorted(set(values)) or values[0] < 1:
-                raise InvalidConfiguration(f"{name} {values}: expected distinct positive integers, ascending")
-        if any(kernel % 2 == 0 for kernel in self.kernels):
-            raise InvalidConfiguration(f"kernels {self.kernels}: expected odd sizes")
+    in_multiplier: int
+    multiplier: int
+    kernel: int
+    expand: int
+    layer: LayerSpec
 
 
 @dataclass(frozen=True)
-class SearchSpace(ABC):
-    """The choices of a family of networks. A subclass adds its stage table, `stem`, `block` and `head`."""
+class SearchSpace(Choices, ABC):
+    """The choices of a family of networks. A subclass adds its stage table, `stem`, `block` and `head`.
 
-    resolutions: tuple[int, ...]
-    units: tuple[Unit, ...]
-
-    def __post_init__(self) -> None:
-        if not self.resolutions or list(self.resolutions) != sorted(set(self.resolutions)) or self.resolutions[0] < 1:
-            raise InvalidConfiguration(
-                f"resolutions {self.resolutions}: expected distinct positive integers, ascending"
-            )
-        if not self.units:
-            raise InvalidConfiguration("a search space needs at least one unit")
+    A block depends on its own gene, the width multiplier of its unit, and, if it is the first of its
+    unit, that of the unit before; the stem on the multiplier of the first unit, the head on that of
+    the last. That locality is what lets a search price whole populations from tables.
+    """
 
     # What a subclass says
 
     @abstractmethod
-    def stem(self, resolution: int) -> tuple[LayerSpec, ...]:
-        """The fixed layers before the first unit."""
+    def stem(self, resolution: int, multiplier: float = 1) -> tuple[LayerSpec, ...]:
+        """The fixed layers before the first unit, whose width multiplier is given."""
 
     @abstractmethod
-    def block(self, resolution: int, unit: int, index: int, gene: Gene) -> LayerSpec:
-        """Block `index` of unit `unit` (both from 0), with its choices made."""
+    def block(
+        self, resolution: int, unit: int, index: int, gene: Gene, multiplier: float = 1, in_multiplier: float = 1
+    ) -> LayerSpec:
+        """Block `index` of unit `unit` (both from 0), with its choices made.
+
+        `in_multiplier` belongs to what the block reads: the unit before, or the same unit inside it.
+        """
 
     @abstractmethod
-    def head(self, resolution: int) -> tuple[LayerSpec, ...]:
-        """The fixed layers after the last unit."""
+    def head(self, resolution: int, multiplier: float = 1) -> tuple[LayerSpec, ...]:
+        """The fixed layers after the last unit, whose width multiplier is given."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
@@ -83,73 +77,40 @@ class SearchSpace(ABC):
         """The layers of an architecture, in order. Raises InvalidArchitecture."""
         return _lower(self, architecture)
 
-    def blocks(self, resolution: int) -> Iterator[LayerSpec]:
-        """Every form of every elastic block at a resolution: units, blocks, kernels, expands in order."""
-        for u, b in self._blocks:
-            for kernel in self.units[u].kernels:
-                for expand in self.units[u].expands:
-                    yield self.block(resolution, u, b, Gene(kernel, expand))
+    def block_forms(self, resolution: int, unit: int, index: int) -> Iterator[BlockForm]:
+        """Every form of a block at a resolution."""
+        own = self.units[unit]
+        before = self.units[unit - 1].width_multipliers if unit > 0 else (1.0,)
+        for m, multiplier in enumerate(own.width_multipliers):
+            for i, in_multiplier in enumerate(before) if index == 0 else [(m, multiplier)]:
+                for k, kernel in enumerate(own.kernels):
+                    for e in own.expands_at(index):
+                        gene = Gene(kernel, own.expands[e])
+                        layer = self.block(resolution, unit, index, gene, multiplier, in_multiplier)
+                        yield BlockForm(i, m, k, e, layer)
 
-    def validate(self, architecture: Architecture) -> None:
-        """Raises InvalidArchitecture, naming the first wrong choice (units and blocks count from 1)."""
-        if architecture.resolution not in self.resolutions:
-            raise InvalidArchitecture(f"resolution {architecture.resolution}: choices are {_listed(self.resolutions)}")
-        if len(architecture.units) != len(self.units):
-            raise InvalidArchitecture(f"{len(architecture.units)} units: this space has {len(self.units)}")
-        for u, (genes, unit) in enumerate(zip(architecture.units, self.units, strict=True), 1):
-            if len(genes) not in unit.depths:
-                raise InvalidArchitecture(f"depth {len(genes)} at unit {u}: choices are {_listed(unit.depths)}")
-            for b, gene in enumerate(genes, 1):
-                if gene.kernel not in unit.kernels:
-                    raise InvalidArchitecture(
-                        f"kernel {gene.kernel} at unit {u}, block {b}: choices are {_listed(unit.kernels)}"
-                    )
-                if gene.expand not in unit.expands:
-                    raise InvalidArchitecture(
-                        f"expand {gene.expand} at unit {u}, block {b}: choices are {_listed(unit.expands)}"
-                    )
+    def layers(self, resolution: int) -> Iterator[LayerSpec]:
+        """Every form of every layer at a resolution: stems, blocks, heads."""
+        for multiplier in self.units[0].width_multipliers:
+            yield from self.stem(resolution, multiplier)
+        for unit, index in self.block_indices:
+            for form in self.block_forms(resolution, unit, index):
+                yield form.layer
+        for multiplier in self.units[-1].width_multipliers:
+            yield from self.head(resolution, multiplier)
 
-    # Members
+    def check_contains(self, part: Choices) -> None:
+        """Raises InvalidArchitecture where `part` has a choice that this space does not have.
 
-    @property
-    def size(self) -> int:
-        """Number of distinct architectures."""
-        result = len(self.resolutions)
-        for unit in self.units:
-            result *= sum(pow(len(unit.kernels) * len(unit.expands), depth) for depth in unit.depths)
-        return result
+        Or where the same choices make other layers there, the last one (the classifier) apart.
+        """
+        super().check_contains(part)
+        if isinstance(part, SearchSpace):
+            for arch in (part.smallest(), part.largest()):
+                if self.lower(arch)[:-1] != part.lower(arch)[:-1]:
+                    raise InvalidArchitecture(f"another space: the same choices make other layers there ({arch})")
 
-    def uniform(self, depth: int, kernel: int, expand: int, resolution: int) -> Architecture:
-        """The network with one depth, one kernel size and one expand ratio everywhere."""
-        architecture = Architecture(resolution, ((Gene(kernel, expand),) * depth,) * len(self.units))
-        self.validate(architecture)
-        return architecture
-
-    def uniforms(self) -> list[Architecture]:
-        """Every uniform network whose choices all units allow."""
-
-        def common(name: str) -> list[int]:
-            return sorted(set.intersection(*(set(getattr(unit, name)) for unit in self.units)))
-
-        return [
-            self.uniform(depth, kernel, expand, resolution)
-            for resolution in self.resolutions
-            for depth in common("depths")
-            for kernel in common("kernels")
-            for expand in common("expands")
-        ]
-
-    def smallest(self) -> Architecture:
-        """The architecture with the least of every choice."""
-        return self._extreme(0)
-
-    def largest(self) -> Architecture:
-        """The architecture with the most of every choice."""
-        return self._extreme(-1)
-
-    def _extreme(self, end: int) -> Architecture:
-        units = tuple((Gene(unit.kernels[end], unit.expands[end]),) * unit.depths[end] for unit in self.units)
-        return Architecture(self.resolutions[end], units)
+    # Single architectures
 
     def sample(self, rng: np.random.Generator) -> Architecture:
         """One architecture: every choice drawn uniformly, depth first."""
@@ -164,113 +125,103 @@ class SearchSpace(ABC):
         rows = self.to_rows([first, second])
         return self.from_rows(self.crossover_rows(rows[:1], rows[1:], rng))[0]
 
-    def restrict(
-        self,
-        *,
-        resolutions: Iterable[int] | None = None,
-        depths: Iterable[int] | None = None,
-        kernels: Iterable[int] | None = None,
-        expands: Iterable[int] | None = None,
-    ) -> Self:
-        """The sub-space with only the given choices. Raises InvalidConfiguration where none is left."""
-
-        def kept(name: str, have: tuple[int, ...], want: Iterable[int] | None) -> tuple[int, ...]:
-            wanted = have if want is None else tuple(want)
-            left = tuple(value for value in have if value in wanted)
-            if not left:
-                raise InvalidConfiguration(f"{name} {_listed(wanted)}: this space has {_listed(have)}")
-            return left
-
-        units = tuple(
-            replace(
-                unit,
-                depths=kept("depths", unit.depths, depths),
-                kernels=kept("kernels", unit.kernels, kernels),
-                expands=kept("expands", unit.expands, expands),
-            )
-            for unit in self.units
-        )
-        return replace(self, resolutions=kept("resolutions", self.resolutions, resolutions), units=units)
-
-    def largest_choices(self, *, depths: int, kernels: int, expands: int) -> Self:
-        """The sub-space with only the n largest depths, kernels and expand ratios of each unit."""
-        units = tuple(
-            replace(
-                unit,
-                depths=unit.depths[-depths:],
-                kernels=unit.kernels[-kernels:],
-                expands=unit.expands[-expands:],
-            )
-            for unit in self.units
-        )
-        return replace(self, units=units)
-
     # Populations
 
     @cached_property
-    def _blocks(self) -> tuple[tuple[int, int], ...]:
-        """(unit, index in the unit) of every block."""
-        return tuple((u, b) for u, unit in enumerate(self.units) for b in range(unit.depths[-1]))
+    def columns(self) -> dict[tuple[str, int, int], tuple[float, ...]]:
+        """The choices of each column of a row, under (what, unit, index in the unit)."""
+        units, blocks = self.units, self.block_indices
+        several = [u for u, unit in enumerate(units) if len(unit.width_multipliers) > 1]
+        return (
+            {("resolution", 0, 0): self.resolutions}
+            | {("depth", u, 0): unit.depths for u, unit in enumerate(units)}
+            | {("kernel", u, b): units[u].kernels for u, b in blocks}
+            | {("expand", u, b): units[u].expands for u, b in blocks}
+            | {("width multiplier", u, 0): units[u].width_multipliers for u in several}
+        )
 
     @cached_property
     def choice_counts(self) -> NDArray[np.int64]:
         """Number of choices in each column of a row."""
-        return np.array(
-            [
-                len(self.resolutions),
-                *(len(unit.depths) for unit in self.units),
-                *(len(self.units[u].kernels) for u, _ in self._blocks),
-                *(len(self.units[u].expands) for u, _ in self._blocks),
-            ]
-        )
+        return np.array([len(choices) for choices in self.columns.values()])
+
+    @cached_property
+    def slices(self) -> tuple[slice, slice, slice, slice]:
+        """Where a row has its depths, kernels, expands and width multipliers."""
+        units, blocks = len(self.units), len(self.block_indices)
+        ends = np.cumsum([1, units, blocks, blocks, len(self.columns)]).tolist()
+        return slice(ends[0], ends[1]), slice(ends[1], ends[2]), slice(ends[2], ends[3]), slice(ends[3], None)
 
     def to_rows(self, architectures: Sequence[Architecture]) -> Rows:
         """Rows of architectures, shape [n, columns]. Raises InvalidArchitecture."""
-        rows = np.full((len(architectures), len(self.choice_counts)), -1, np.int16)
-        units, blocks = len(self.units), len(self._blocks)
+        rows = np.full((len(architectures), len(self.columns)), -1, np.int16)
+        _, kernels, expands, _ = self.slices
+        several = [u for what, u, _ in self.columns if what == "width multiplier"]
         for row, architecture in zip(rows, architectures, strict=True):
             self.validate(architecture)
             row[0] = self.resolutions.index(architecture.resolution)
             for u, genes in enumerate(architecture.units):
                 row[1 + u] = self.units[u].depths.index(len(genes))
-            for column, (u, b) in enumerate(self._blocks, 1 + units):
+            for block, (u, b) in enumerate(self.block_indices):
                 if b < len(architecture.units[u]):
                     gene = architecture.units[u][b]
-                    row[column] = self.units[u].kernels.index(gene.kernel)
-                    row[column + blocks] = self.units[u].expands.index(gene.expand)
+                    row[kernels.start + block] = self.units[u].kernels.index(gene.kernel)
+                    row[expands.start + block] = self.units[u].expands.index(gene.expand)
+            for column, u in enumerate(several, expands.stop):
+                row[column] = self.units[u].width_multipliers.index(architecture.multipliers[u])
         return rows
 
     def from_rows(self, rows: Rows) -> list[Architecture]:
         """Architectures of rows: the inverse of `to_rows`."""
-        units, blocks = len(self.units), len(self._blocks)
+        depths, kernels, expands, _ = self.slices
         starts = np.cumsum([0] + [unit.depths[-1] for unit in self.units])
+        multipliers = self.multiplier_indices(rows).tolist()
         result = []
-        for row in rows.tolist():
-            kernels, expands = row[1 + units : 1 + units + blocks], row[1 + units + blocks :]
+        for row, indices in zip(rows.tolist(), multipliers, strict=True):
+            k, e = row[kernels], row[expands]
             result.append(
                 Architecture(
                     self.resolutions[row[0]],
                     tuple(
                         tuple(
-                            Gene(unit.kernels[kernels[i]], unit.expands[expands[i]])
-                            for i in range(starts[u], starts[u] + unit.depths[row[1 + u]])
+                            Gene(unit.kernels[k[i]], unit.expands[e[i]])
+                            for i in range(start, start + unit.depths[depth])
                         )
-                        for u, unit in enumerate(self.units)
+                        for unit, depth, start in zip(self.units, row[depths], starts, strict=False)
                     ),
+                    tuple(unit.width_multipliers[m] for unit, m in zip(self.units, indices, strict=True)),
                 )
             )
+        return result
+
+    def adopt_rows(self, rows: Rows, origin: SearchSpace) -> Rows:
+        """Rows of a space with fewer choices as rows of this one.
+
+        Raises InvalidArchitecture where `origin` has a choice that this space does not have.
+        """
+        self.check_contains(origin)
+        result = np.full((len(rows), len(self.columns)), -1, np.int16)
+        positions = {key: column for column, key in enumerate(origin.columns)}
+        for column, ((what, u, b), choices) in enumerate(self.columns.items()):
+            if (what, u, b) in positions:
+                values, indices = origin.columns[what, u, b], rows[:, positions[what, u, b]]
+            elif what == "width multiplier":  # the one that it has
+                values, indices = origin.units[u].width_multipliers, np.zeros(len(rows), np.int16)
+            else:  # a block that no member of the smaller space has
+                continue
+            result[:, column] = np.array([*(choices.index(value) for value in values), -1])[indices]
         return result
 
     def sample_rows(self, count: int, rng: np.random.Generator) -> Rows:
         """Uniformly drawn rows, shape [count, columns]."""
         counts = self.choice_counts
-        return self._canonical(rng.integers(0, counts, (count, len(counts))).astype(np.int16))
+        return self.canonical(rng.integers(0, counts, (count, len(counts))).astype(np.int16))
 
     def mutate_rows(self, rows: Rows, rng: np.random.Generator, probability: float) -> Rows:
         """Redraw each choice with the given probability; newly active blocks get random genes."""
         fresh = rng.integers(0, self.choice_counts, rows.shape).astype(np.int16)
         redraw = rng.random(rows.shape) < probability
-        return self._canonical(np.where(redraw | (rows < 0), fresh, rows))
+        return self.canonical(np.where(redraw | (rows < 0), fresh, rows))
 
     def crossover_rows(self, first: Rows, second: Rows, rng: np.random.Generator, share: float = 0.5) -> Rows:
         """Take each choice from the second parent with probability `share`, else from the first.
@@ -280,28 +231,47 @@ class SearchSpace(ABC):
         mixed = np.where(rng.random(first.shape) < share, second, first)
         other = np.maximum(first, second)
         # A block that neither parent has cannot become active: its unit's depth comes from a parent.
-        return self._canonical(np.where(mixed < 0, other, mixed))
+        return self.canonical(np.where(mixed < 0, other, mixed))
 
     def active_blocks(self, rows: Rows) -> NDArray[np.bool_]:
         """Which blocks are active, shape [n, blocks]."""
-        columns = []
-        for u, b in self._blocks:
-            depths = np.asarray(self.units[u].depths)
-            columns.append(b < depths[rows[:, 1 + u]])
+        columns = [index < np.asarray(self.units[u].depths)[rows[:, 1 + u]] for u, index in self.block_indices]
         return np.stack(columns, axis=1)
 
-    def _canonical(self, rows: Rows) -> Rows:
-        """Remove the genes of blocks that depth cuts off."""
+    def multiplier_indices(self, rows: Rows) -> Rows:
+        """The index of each unit's width multiplier, shape [n, units]."""
+        result = np.zeros((len(rows), len(self.units)), np.int16)
+        several = [u for what, u, _ in self.columns if what == "width multiplier"]
+        result[:, several] = rows[:, self.slices[3]]
+        return result
+
+    def canonical(self, rows: Rows) -> Rows:
+        """Give tied blocks their expand ratio, and remove the genes of blocks that depth cuts off."""
+        _, kernels, expands, _ = self.slices
+        for block, u in self._tied_blocks:
+            rows[:, expands.start + block] = rows[:, 1 + u]
         inactive = ~self.active_blocks(rows)
-        rows[:, 1 + len(self.units) :][np.concatenate([inactive, inactive], axis=1)] = -1
+        rows[:, kernels][inactive] = -1
+        rows[:, expands][inactive] = -1
         return rows
+
+    @cached_property
+    def _tied_blocks(self) -> list[tuple[int, int]]:
+        """(block, unit) of the blocks whose depth and expand ratio are tied."""
+        return [(block, u) for block, (u, _) in enumerate(self.block_indices) if self.units[u].tied]
+
+    # Encodings
+
+    @cached_property
+    def _encoded_columns(self) -> list[int]:
+        """Kernels, expands, width multipliers, resolution."""
+        return [*range(1 + len(self.units), len(self.columns)), 0]
 
     def encode_rows(self, rows: Rows) -> NDArray[np.float32]:
         """One-hot kernels, expands and resolution; zeros where a block is skipped (paper, section 3.4)."""
-        first = 1 + len(self.units)
-        columns = [*range(first, rows.shape[1]), 0]
         return np.concatenate(
-            [np.eye(self.choice_counts[c] + 1, dtype=np.float32)[rows[:, c]][:, :-1] for c in columns], axis=1
+            [np.eye(self.choice_counts[c] + 1, dtype=np.float32)[rows[:, c]][:, :-1] for c in self._encoded_columns],
+            axis=1,
         )
 
     def encode(self, architectures: Sequence[Architecture]) -> NDArray[np.float32]:
@@ -310,26 +280,22 @@ class SearchSpace(ABC):
 
     def decode(self, features: NDArray[np.float32]) -> list[Architecture]:
         """The inverse of `encode`. Raises InvalidArchitecture where a row encodes no member."""
-        first, units, blocks = 1 + len(self.units), len(self.units), len(self._blocks)
-        rows = np.full((len(features), len(self.choice_counts)), -1, np.int16)
-        start = 0
-        expected = int(self.choice_counts[[*range(first, rows.shape[1]), 0]].sum())
+        expected = int(self.choice_counts[self._encoded_columns].sum())
         if features.ndim != 2 or features.shape[1] != expected:
             raise InvalidArchitecture(f"features of shape {features.shape}: expected [n, {expected}]")
-        for column in [*range(first, rows.shape[1]), 0]:
-            count = int(self.choice_counts[column])
-            one_hot = features[:, start : start + count]
+        rows = np.full((len(features), len(self.columns)), -1, np.int16)
+        start = 0
+        for column in self._encoded_columns:
+            one_hot = features[:, start : start + self.choice_counts[column]]
             rows[:, column] = np.where(one_hot.any(axis=1), one_hot.argmax(axis=1), -1)
-            start += count
-        kernels = rows[:, first : first + blocks] >= 0
-        for u in range(units):
-            depth = kernels[:, [i for i, (unit, _) in enumerate(self._blocks) if unit == u]].sum(axis=1)
-            for row, value in zip(rows, depth.tolist(), strict=True):
-                if value not in self.units[u].depths:
-                    raise InvalidArchitecture(
-                        f"depth {value} at unit {u + 1}: choices are {_listed(self.units[u].depths)}"
-                    )
-                row[1 + u] = self.units[u].depths.index(value)
+            start += int(self.choice_counts[column])
+        active = rows[:, self.slices[1]] >= 0
+        for u, unit in enumerate(self.units):
+            depths = active[:, [unit_ == u for unit_, _ in self.block_indices]].sum(axis=1).tolist()
+            for row, depth in zip(rows, depths, strict=True):
+                if depth not in unit.depths:
+                    raise InvalidArchitecture(f"depth {depth} at unit {u + 1}: choices are {unit.depths}")
+                row[1 + u] = unit.depths.index(depth)
         architectures = self.from_rows(rows)
         if not np.array_equal(self.encode(architectures), features):
             raise InvalidArchitecture(f"not encodings of this space: expected one-hot rows of {expected} features")
@@ -339,14 +305,10 @@ class SearchSpace(ABC):
 @lru_cache(maxsize=65536)
 def _lower(space: SearchSpace, architecture: Architecture) -> tuple[LayerSpec, ...]:
     space.validate(architecture)
-    resolution = architecture.resolution
+    resolution, multipliers = architecture.resolution, architecture.multipliers
     blocks = (
-        space.block(resolution, u, b, gene)
-        for u, genes in enumerate(architecture.units)
+        space.block(resolution, u, b, gene, multipliers[u], multipliers[u] if b else before)
+        for u, (genes, before) in enumerate(zip(architecture.units, (1, *multipliers[:-1]), strict=True))
         for b, gene in enumerate(genes)
     )
-    return (*space.stem(resolution), *blocks, *space.head(resolution))
-
-
-def _listed(values: Iterable[int]) -> str:
-    return ", ".join(map(str, values))
+    return (*space.stem(resolution, multipliers[0]), *blocks, *space.head(resolution, multipliers[-1]))

@@ -1,4 +1,4 @@
-"""What the tests share: a space small enough to enumerate and train, images that can be learnt, random weights."""
+"""What the tests share: the spaces, among them two small enough to train, and images that can be learnt."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from onceforall import spaces
+from onceforall.choices import Unit
 from onceforall.data.dataset import ImageData
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import FirstBlock, InvertedResidualSpace, Stage
+from onceforall.spaces.resnet50d import BottleneckStage, ResNetSpace
+from onceforall.testing import scramble
+
+# These networks are tiny: on a busy machine, a second thread waits more than it computes.
+torch.set_num_threads(1)
 
 # Spaces that every space must behave like. Small resolutions: what they test does not depend on size.
 SPACES: dict[str, Callable[[], SearchSpace]] = {
@@ -22,6 +28,12 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     "mobilenet_v3": lambda: spaces.mobilenet_v3(resolutions=(32, 64), num_classes=10),
     "mobilenet_v3_w1.2": lambda: spaces.mobilenet_v3(1.2, resolutions=(32, 64), num_classes=10),
     "small_images": lambda: spaces.mobilenet_v3_small_images(),
+    "proxyless": lambda: spaces.proxyless(resolutions=(32, 64), num_classes=10),
+    "width_multipliers": lambda: spaces.mobilenet_v3(
+        resolutions=(32, 64), num_classes=10, width_multipliers=(0.25, 0.5, 0.75, 1.0)
+    ),
+    "tied": lambda: spaces.mobilenet_v3(resolutions=(32, 64), num_classes=10, tied=True),
+    "resnet_tiny": lambda: make_tiny_resnet_space(),
 }
 
 
@@ -45,6 +57,25 @@ def make_tiny_space() -> InvertedResidualSpace:
     )
 
 
+def make_tiny_resnet_space() -> ResNetSpace:
+    """Every part of a ResNet-50D: an elastic stem, stages with and without a stride; 40 px leave odd feature maps."""
+    widths = {"width_multipliers": (0.5, 1.0)}
+    return ResNetSpace(
+        resolutions=(32, 40),
+        units=(
+            Unit((0, 1), (3,), (1,), **widths),
+            Unit((2,), (3,), (1,), **widths),
+            BottleneckStage((1, 2), (3,), (0.25, 0.5), 32, 1, **widths),  # 10 px at 40
+            BottleneckStage((1, 3), (3,), (0.25, 0.5), 48, 2, **widths),  # 10 -> 5
+            BottleneckStage((1, 2), (3,), (0.25, 0.5), 64, 2, **widths),  # 5 -> 3
+        ),
+        name="resnet_tiny",
+        num_classes=4,
+        stem_width=32,  # with 16, the stem's middle would be 8 channels wide with either multiplier
+        dropout=0.1,
+    )
+
+
 def make_tiny_data() -> ImageData:
     """600 training and 100 test images of 20 px in four classes, told apart by their colour under noise."""
     rng = np.random.default_rng(0)
@@ -56,25 +87,6 @@ def make_tiny_data() -> ImageData:
         return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)
 
     return ImageData("tiny", *images(600), *images(100), 4, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-
-
-def scramble(network: nn.Module, seed: int = 0) -> None:
-    """Random batch norms, biases and kernel transforms: fresh ones are identities that would hide a mistake."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(tensor: Tensor) -> Tensor:
-        return torch.rand(tensor.shape, generator=generator) - 0.5
-
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if "transforms" in name:
-                parameter.add_(0.2 * noise(parameter))
-            elif parameter.ndim == 1:
-                parameter.add_(0.5 * noise(parameter))
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.copy_(0.2 * noise(module.running_mean))  # type: ignore[union-attr, arg-type]
-                module.running_var.copy_(1 + noise(module.running_var))  # type: ignore[union-attr, arg-type]
 
 
 @pytest.fixture
@@ -105,6 +117,11 @@ def supernet(scrambled_supernet: Supernet) -> Supernet:
 @pytest.fixture(scope="session")
 def tiny_space() -> InvertedResidualSpace:
     return make_tiny_space()
+
+
+@pytest.fixture(scope="session")
+def tiny_resnet_space() -> ResNetSpace:
+    return make_tiny_resnet_space()
 
 
 @pytest.fixture(scope="session")

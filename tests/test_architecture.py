@@ -1,9 +1,13 @@
+import json
+from dataclasses import replace
+
 import pytest
 
 from onceforall.architecture import Architecture, Gene
 from onceforall.errors import InvalidArchitecture
 
 ARCHITECTURE = Architecture(32, ((Gene(3, 4), Gene(5, 6)), (Gene(7, 3),)))
+WIDE = replace(ARCHITECTURE, width_multipliers=(0.5, 1))
 
 
 def test_equal_networks_are_equal_and_hash_equal() -> None:
@@ -29,8 +33,37 @@ def test_json_has_the_documented_form() -> None:
     assert ARCHITECTURE.to_json() == {"resolution": 32, "units": [[[3, 4], [5, 6]], [[7, 3]]]}
 
 
-def test_json_round_trip() -> None:
-    assert Architecture.from_json(ARCHITECTURE.to_json()) == ARCHITECTURE
+@pytest.mark.parametrize("architecture", [ARCHITECTURE, WIDE], ids=str)
+def test_json_round_trip(architecture: Architecture) -> None:
+    assert Architecture.from_json(json.loads(json.dumps(architecture.to_json()))) == architecture
+
+
+# Width multipliers
+
+
+@pytest.mark.parametrize("multipliers", [(), (1,), (1, 1), (1.0, 1.0)], ids=str)
+def test_multipliers_of_one_are_left_out(multipliers: tuple[float, ...]) -> None:
+    twin = replace(ARCHITECTURE, width_multipliers=multipliers)
+    assert twin == ARCHITECTURE
+    assert hash(twin) == hash(ARCHITECTURE)
+    assert twin.width_multipliers == ()
+    assert twin.multipliers == (1, 1)
+    assert twin.to_json() == ARCHITECTURE.to_json()
+
+
+def test_other_multipliers_make_another_architecture() -> None:
+    assert WIDE != ARCHITECTURE
+    assert WIDE.width_multipliers == WIDE.multipliers == (0.5, 1)
+    assert replace(WIDE, width_multipliers=(1, 0.5)) != WIDE
+
+
+def test_text_names_width_multipliers() -> None:
+    assert str(WIDE) == "32px k3e4-k5e6(x0.5) k7e3(x1)"
+    assert str(Architecture(32, ((), (Gene(3, 0.25),)), (0.65, 1))) == "32px none(x0.65) k3e0.25(x1)"
+
+
+def test_json_with_width_multipliers_has_the_documented_form() -> None:
+    assert WIDE.to_json() == {**ARCHITECTURE.to_json(), "width_multipliers": [0.5, 1]}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +81,10 @@ def test_json_round_trip() -> None:
         {"resolution": 32, "units": [[[3, 4, 6]]]},
         {"resolution": 32, "units": [[[3, "4"]]]},
         {"resolution": 32, "units": "k3e4"},
+        {"resolution": 32, "units": [[[3, 4]]], "width_multipliers": None},
+        {"resolution": 32, "units": [[[3, 4]]], "width_multipliers": 0.5},
+        {"resolution": 32, "units": [[[3, 4]]], "width_multipliers": ["0.5"]},
+        {"resolution": 32, "units": [[[3, 4]]], "width_multipliers": [True]},
         [32, [[[3, 4]]]],
         "32px k3e4",
         None,

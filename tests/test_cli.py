@@ -17,7 +17,7 @@ from onceforall.predict import labels as labels_module
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.space import SearchSpace
 
-COMMANDS = ("train", "label", "profile", "search", "specialize")
+COMMANDS = ("train", "label", "import", "profile", "search", "specialize")
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_help_explains_every_option(command: str) -> None:
         (("train", "--out", "x", "--data", "imagenet"), "expected cifar10 or cifar10:FOLDER"),
         (("train", "--out", "x", "--data", "cifar10:nowhere"), "nowhere holds no data_batch_1.bin"),
         (("label", "--model", "nowhere"), "supernet.safetensors does not exist"),
-        (("search", "--out", "x", "--model", "nowhere"), "shipped supernets are cifar10"),
+        (("search", "--out", "x", "--model", "nowhere"), "no such folder; known supernets are cifar10, mit/"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_1(

@@ -1,22 +1,40 @@
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from onceforall.layers import ConvSpec, LayerSpec, LinearSpec, MBConvSpec, PoolSpec, make_divisible, strided_size
+from onceforall.layers import (
+    BottleneckSpec,
+    ConvSpec,
+    LayerSpec,
+    LinearSpec,
+    MaxPoolSpec,
+    MBConvSpec,
+    Operation,
+    PoolSpec,
+    make_divisible,
+    scaled,
+    strided_size,
+)
 from onceforall.nn.subnet import build_layer
-from onceforall.nn.supernet import Supernet
 
 CONV = ConvSpec(9, 4, 6, 3, 2, "relu")
 MBCONV = MBConvSpec(9, 4, 16, 4, 5, 1, "h_swish", se_channels=8, shortcut=True)
+BOTTLENECK = BottleneckSpec(9, 6, 4, 8, 2, "relu", downsample=True)
+MAX_POOL = MaxPoolSpec(9, 4)
 LAYERS = [
     CONV,
     dataclasses.replace(CONV, kernel=1, stride=1, batch_norm=False),
     MBCONV,
     dataclasses.replace(MBCONV, kernel=7, stride=2, shortcut=False, se_channels=0, activation="relu6"),
     dataclasses.replace(MBCONV, mid_channels=4, expanded=False, activation="relu"),
+    ConvSpec(9, 4, 4, 3, 1, "relu", shortcut=True),
+    BOTTLENECK,
+    dataclasses.replace(BOTTLENECK, stride=1),
+    dataclasses.replace(BOTTLENECK, stride=1, in_channels=8, downsample=False),
+    MAX_POOL,
+    MaxPoolSpec(8, 4),
     PoolSpec(9, 4),
     LinearSpec(5, 3, dropout=0.1),
 ]
@@ -26,7 +44,7 @@ def image_for(layer: LayerSpec) -> torch.Tensor:
     """An input on the meta device: shapes without arithmetic."""
     if isinstance(layer, LinearSpec):
         return torch.empty(1, layer.in_features, 1, 1, device="meta")
-    channels = layer.channels if isinstance(layer, PoolSpec) else layer.in_channels
+    channels = layer.channels if isinstance(layer, PoolSpec | MaxPoolSpec) else layer.in_channels
     return torch.empty(1, channels, layer.in_size, layer.in_size, device="meta")
 
 
@@ -36,6 +54,11 @@ def image_for(layer: LayerSpec) -> torch.Tensor:
 )
 def test_widths_round_to_eight_and_never_lose_a_tenth(value: float, expected: int) -> None:
     assert make_divisible(value) == expected
+
+
+def test_a_multiplier_of_one_leaves_any_width_alone() -> None:
+    assert [scaled(20, multiplier) for multiplier in (1, 1.0, 0.5, 0.65)] == [20, 20, 16, 16]
+    assert scaled(64, 0.65) == 40
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -55,25 +78,60 @@ def test_a_layer_counts_what_its_module_does(layer: LayerSpec) -> None:
     assert layer.out_size == (output.shape[-1] if output.ndim == 4 else 1)
 
 
-def test_whole_networks_count_what_extracted_modules_do(supernet: Supernet, rng: np.random.Generator) -> None:
-    for _ in range(3):
-        arch = supernet.space.sample(rng)
-        network = supernet.extract(arch).to("meta")
-        with FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, 3, arch.resolution, arch.resolution, device="meta"))
-        layers = supernet.space.lower(arch)
-        assert 2 * sum(layer.macs for layer in layers) == counter.get_total_flops()
-        assert sum(layer.params for layer in layers) == sum(parameter.numel() for parameter in network.parameters())
-
-
-def test_live_elements_of_a_block_hold_its_shortcut() -> None:
+def test_operations_of_a_block_hold_its_shortcut() -> None:
     source, middle = 4 * 81, 16 * 81
-    assert MBCONV.live_elements == (source + middle, 2 * middle + source, middle + source + source)
+    assert MBCONV.operations == (
+        Operation(source, middle, 4 * 16),
+        Operation(middle, middle, 25 * 16, held=source),
+        Operation(middle, source, 16 * 4, held=source),
+    )
+    assert [step.live for step in MBCONV.operations] == [source + middle, 2 * middle + source, middle + source + source]
 
 
-def test_live_elements_without_expansion_count_the_input_once() -> None:
+def test_operations_without_expansion_count_the_input_once() -> None:
     plain = dataclasses.replace(MBCONV, mid_channels=4, expanded=False, se_channels=0)
-    assert plain.live_elements == (2 * 4 * 81, 3 * 4 * 81)
+    assert [step.live for step in plain.operations] == [2 * 4 * 81, 3 * 4 * 81]
+
+
+def test_operations_of_a_bottleneck_hold_its_input_and_then_its_result() -> None:
+    source, result = 6 * 81, 8 * 25
+    assert BOTTLENECK.operations == (
+        Operation(source, 4 * 81, 6 * 4),
+        Operation(4 * 81, 4 * 25, 9 * 4 * 4, held=source),
+        Operation(4 * 25, result, 4 * 8, held=source),
+        Operation(source, 6 * 25, held=result),  # the pooling of the shortcut
+        Operation(6 * 25, result, 6 * 8, held=result),
+    )
+    same = dataclasses.replace(BOTTLENECK, stride=1)
+    assert same.operations[3:] == (Operation(source, 8 * 81, 6 * 8, held=8 * 81),)
+    plain = dataclasses.replace(BOTTLENECK, stride=1, in_channels=8, downsample=False)
+    assert [step.held for step in plain.operations] == [0, 8 * 81, 8 * 81]
+
+
+def test_operations_of_other_layers_are_their_own_tensors() -> None:
+    assert CONV.operations == (Operation(4 * 81, 6 * 25, 9 * 4 * 6),)
+    assert MAX_POOL.operations == (Operation(4 * 81, 4 * 25),)
+    assert PoolSpec(9, 4).operations == (Operation(4 * 81, 4),)
+    assert LinearSpec(5, 3).operations == (Operation(5, 3, 15),)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.key)
+def test_weights_of_operations_are_those_of_the_convolutions_and_linear_layers(layer: LayerSpec) -> None:
+    module = build_layer(layer)
+    weights = [
+        parameter.numel()
+        for name, parameter in module.named_parameters()
+        if parameter.ndim > 1 and ".se." not in f".{name}"
+    ]
+    assert sorted(step.weights for step in layer.operations if step.weights) == sorted(weights)
+
+
+def test_keys_say_what_a_layer_is() -> None:
+    assert BOTTLENECK.key == "bottleneck:9:6>4>8:k3:s2:relu:downsample"
+    assert dataclasses.replace(BOTTLENECK, stride=1, downsample=False).key == "bottleneck:9:6>4>8:k3:s1:relu:skip"
+    assert MAX_POOL.key == "maxpool:9:4:k3:s2"
+    assert CONV.key == "conv:9:4>6:k3:s2:relu:bn"
+    assert dataclasses.replace(CONV, shortcut=True).key == "conv:9:4>6:k3:s2:relu:bn:skip"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +140,7 @@ def test_live_elements_without_expansion_count_the_input_once() -> None:
         *((CONV, field, 8) for field in ("in_size", "in_channels", "out_channels", "kernel", "stride")),
         (CONV, "activation", "h_swish"),
         (CONV, "batch_norm", False),
+        (CONV, "shortcut", True),
         *(
             (MBCONV, field, 2)
             for field in ("in_size", "in_channels", "mid_channels", "out_channels", "kernel", "stride")
@@ -90,6 +149,13 @@ def test_live_elements_without_expansion_count_the_input_once() -> None:
         (MBCONV, "se_channels", 0),
         (MBCONV, "shortcut", False),
         (MBCONV, "expanded", False),
+        *(
+            (BOTTLENECK, field, 1)
+            for field in ("in_size", "in_channels", "mid_channels", "out_channels", "kernel", "stride")
+        ),
+        (BOTTLENECK, "activation", "relu6"),
+        (BOTTLENECK, "downsample", False),
+        *((MAX_POOL, field, 1) for field in ("in_size", "channels", "kernel", "stride")),
         (PoolSpec(9, 4), "in_size", 8),
         (PoolSpec(9, 4), "channels", 8),
         (LinearSpec(5, 3), "in_features", 6),

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,11 @@ from onceforall.cost.latency import LatencyTable
 from onceforall.space import SearchSpace
 
 README = Path(__file__).parent.parent / "README.md"
+
+
+def code_below(heading: str) -> str:
+    (code,) = re.findall(rf"## {heading}\n.*?```python\n(.*?)```", README.read_text(), re.DOTALL)
+    return str(code)
 
 
 def test_the_nine_lines_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,16 +32,45 @@ def test_the_nine_lines_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return LatencyTable.synthetic(space, macs_per_ms=3e7, overhead_ms=0.001)
 
     monkeypatch.setattr(ofa, "profile", made_up)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code_below("Nine lines"), "README.md", "exec"), {})
     assert re.match(r"\d+px k\de\d.* \d\d\.\d+ \d+\.\d+", capsys.readouterr().out)
+
+
+def test_the_lines_on_published_artefacts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With random weights in place of the published ones."""
+    tables = README.parents[1] / "shared/data/tables"
+    if not tables.is_dir():
+        pytest.skip("no ../shared/data/tables beside the project")
+    (tmp_path / "acc_predictor.pth").symlink_to(tables / "acc_predictor.pth")
+    (tmp_path / "note10").symlink_to(tables / "note10")
+    monkeypatch.chdir(tmp_path)
+    supernet = ofa.Supernet(ofa.spaces.mobilenet_v3(1.2))
+    monkeypatch.setattr(ofa.zoo, "load", lambda name: ofa.zoo.Entry(name, supernet, [], tmp_path))
+    names: dict[str, Any] = {}
+    exec(compile(code_below("From the published Once-for-All"), "README.md", "exec"), names)
+    assert names["best"].costs[0].value <= 25
+    again, _ = ofa.interop.load_network(tmp_path / "note10_25ms")
+    assert again.architecture == names["best"].architecture
+
+
+def test_the_space_of_the_readme_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ofa.spaces, "_READERS", dict(ofa.spaces._READERS))
+    module = types.ModuleType("readme")
+    monkeypatch.setitem(sys.modules, "readme", module)  # dataclasses look their module up
+    exec(compile(code_below("A space of your own"), "README.md", "exec"), module.__dict__)
+    suite = module.TestTwoUnits()
+    space = type(suite).space.__wrapped__(suite)
+    tests = [name for name in dir(suite) if name.startswith("test_")]
+    assert len(tests) >= 10
+    for name in tests:
+        getattr(suite, name)(space)
 
 
 def test_every_command_in_the_readme_exists() -> None:
     from onceforall.cli import app
 
-    known = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert set(re.findall(r"^ofa (\w+)", README.read_text(), re.MULTILINE)) == known
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert set(re.findall(r"(?:^|`)ofa (\w+)", README.read_text(), re.MULTILINE)) == known
 
 
 def test_public_names_are_there() -> None:

@@ -5,12 +5,18 @@ import numpy as np
 import pytest
 
 from onceforall.architecture import Architecture, Gene
+from onceforall.choices import Unit
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration
-from onceforall.space import SearchSpace, Unit
-from onceforall.spaces import mobilenet_v3
+from onceforall.space import SearchSpace
+from onceforall.spaces import mobilenet_v3, proxyless
 from onceforall.spaces.inverted_residual import InvertedResidualSpace
+from onceforall.testing import members
+
+# What every space must do is tested by the suite in test_conformance.py; here are messages, numbers, small examples.
 
 V3 = mobilenet_v3(resolutions=(192, 224))
+TIED = mobilenet_v3(resolutions=(192, 224), tied=True)
+WIDE = mobilenet_v3(resolutions=(192, 224), width_multipliers=(0.5, 0.75, 1))
 
 
 def with_gene(architecture: Architecture, unit: int, block: int, gene: Gene) -> Architecture:
@@ -22,33 +28,33 @@ def with_gene(architecture: Architecture, unit: int, block: int, gene: Gene) -> 
     return replace(architecture, units=tuple(units))
 
 
-def every_architecture(space: SearchSpace) -> list[Architecture]:
-    """All members of a space, by brute force."""
-
-    def forms(unit: Unit) -> list[tuple[Gene, ...]]:
-        genes = [Gene(*gene) for gene in itertools.product(unit.kernels, unit.expands)]
-        return [form for depth in unit.depths for form in itertools.product(genes, repeat=depth)]
-
-    units = list(itertools.product(*map(forms, space.units)))
-    return [Architecture(resolution, form) for resolution in space.resolutions for form in units]
-
-
 # Choices
 
 
 @pytest.mark.parametrize(
     ("field", "values", "message"),
     [
-        ("depths", (), r"depths \(\): expected distinct positive integers, ascending"),
-        ("depths", (3, 2), r"depths \(3, 2\): expected distinct"),
-        ("kernels", (3, 3), r"kernels \(3, 3\): expected distinct"),
-        ("expands", (0, 3), r"expands \(0, 3\): expected distinct"),
-        ("kernels", (3, 4), r"kernels \(3, 4\): expected odd sizes"),
+        ("depths", (), r"depths \(\): expected distinct integers of at least 0, ascending"),
+        ("depths", (3, 2), r"depths \(3, 2\): expected distinct integers of at least 0, ascending"),
+        ("depths", (-1, 2), r"depths \(-1, 2\): expected distinct integers of at least 0, ascending"),
+        ("depths", (1.5,), r"depths \(1.5,\): expected distinct integers of at least 0, ascending"),
+        ("kernels", (3, 3), r"kernels \(3, 3\): expected distinct odd positive integers, ascending"),
+        ("kernels", (3, 4), r"kernels \(3, 4\): expected distinct odd positive integers, ascending"),
+        ("kernels", (-1, 3), r"kernels \(-1, 3\): expected distinct odd positive integers, ascending"),
+        ("expands", (0, 3), r"expands \(0, 3\): expected distinct positive numbers, ascending"),
+        ("width_multipliers", (1, 0.5), r"width_multipliers \(1, 0.5\): expected distinct positive numbers, ascending"),
+        ("width_multipliers", (0,), r"width_multipliers \(0,\): expected distinct positive numbers, ascending"),
     ],
 )
 def test_a_unit_refuses_choices_that_make_no_sense(field: str, values: tuple[int, ...], message: str) -> None:
-    with pytest.raises(InvalidConfiguration, match=message):
+    with pytest.raises(InvalidConfiguration, match=f"^{message}$"):
         Unit(**{"depths": (2,), "kernels": (3,), "expands": (4,), field: values})
+
+
+def test_a_tied_unit_needs_as_many_depths_as_expands() -> None:
+    message = r"^depths \(2, 3\) and expands \(3, 4, 6\): tied choices must be equally many$"
+    with pytest.raises(InvalidConfiguration, match=message):
+        Unit((2, 3), (3,), (3, 4, 6), tied=True)
 
 
 @pytest.mark.parametrize("resolutions", [(), (224, 192), (192, 192), (0, 192)])
@@ -66,87 +72,115 @@ def test_a_space_without_units_is_refused(tiny_space: InvertedResidualSpace) -> 
 
 
 @pytest.mark.parametrize(
-    ("architecture", "message"),
+    ("space", "architecture", "message"),
     [
-        (replace(V3.largest(), resolution=100), "resolution 100: choices are 192, 224"),
-        (replace(V3.largest(), units=V3.largest().units[:4]), "4 units: this space has 5"),
-        (replace(V3.largest(), units=(V3.largest().units[0][:1], *V3.largest().units[1:])),
+        (V3, replace(V3.largest(), resolution=100), "resolution 100: choices are 192, 224"),
+        (V3, replace(V3.largest(), units=V3.largest().units[:4]), "4 units: this space has 5"),
+        (V3, replace(V3.largest(), units=(V3.largest().units[0][:1], *V3.largest().units[1:])),
          "depth 1 at unit 1: choices are 2, 3, 4"),
-        (with_gene(V3.largest(), 2, 4, Gene(9, 6)), "kernel 9 at unit 2, block 4: choices are 3, 5, 7"),
-        (with_gene(V3.largest(), 3, 2, Gene(7, 5)), "expand 5 at unit 3, block 2: choices are 3, 4, 6"),
+        (V3, with_gene(V3.largest(), 2, 4, Gene(9, 6)), "kernel 9 at unit 2, block 4: choices are 3, 5, 7"),
+        (V3, with_gene(V3.largest(), 3, 2, Gene(7, 5)), "expand 5 at unit 3, block 2: choices are 3, 4, 6"),
+        (V3, replace(V3.largest(), width_multipliers=(1, 1, 0.5, 1, 1)),
+         "width multiplier 0.5 at unit 3: choices are 1.0"),
+        (WIDE, replace(WIDE.largest(), width_multipliers=(1, 1, 1, 1, 0.25)),
+         "width multiplier 0.25 at unit 5: choices are 0.5, 0.75, 1"),
+        (WIDE, replace(WIDE.largest(), width_multipliers=(1, 0.5)), "2 width multipliers: this space has 5 units"),
+        (TIED, with_gene(TIED.largest(), 2, 4, Gene(7, 4)),
+         "expand 4 at unit 2, block 4: depth 4 is tied to expand 6"),
+        (TIED, replace(TIED.largest(), units=(TIED.largest().units[0][:2], *TIED.largest().units[1:])),
+         "expand 6 at unit 1, block 1: depth 2 is tied to expand 3"),
     ],
 )  # fmt: skip
 def test_a_foreign_architecture_is_refused_with_its_first_wrong_choice(
-    architecture: Architecture, message: str
+    space: SearchSpace, architecture: Architecture, message: str
 ) -> None:
-    for consume in (V3.validate, V3.lower, lambda arch: V3.to_rows([arch]), lambda arch: V3.encode([arch])):
+    for consume in (space.validate, space.lower, lambda arch: space.to_rows([arch]), lambda arch: space.encode([arch])):
         with pytest.raises(InvalidArchitecture) as error:
             consume(architecture)
         assert str(error.value) == message
 
 
-def test_size_is_that_of_a_full_enumeration(tiny_space: InvertedResidualSpace) -> None:
+def test_size_counts_depths_genes_and_width_multipliers(tiny_space: InvertedResidualSpace) -> None:
     part = tiny_space.restrict(kernels=(3, 7), expands=(3, 4))
-    members = every_architecture(part)
-    assert part.size == len(set(members)) == 2 * (4 + 16) * (16 + 64)
-    for member in members:
-        part.validate(member)
+    assert part.size == len(set(members(part))) == 2 * (4 + 16) * (16 + 64)
+    wide = replace(part, units=tuple(replace(unit, width_multipliers=(0.5, 0.75, 1)) for unit in part.units))
+    assert wide.size == 9 * part.size
+
+
+def test_a_tied_unit_has_one_expand_ratio_a_depth() -> None:
+    assert Unit((2, 3, 4), (3, 5, 7), (3, 4, 6), tied=True).size == 3**2 + 3**3 + 3**4
+    one_kernel = TIED.restrict(kernels=[5], resolutions=[192])
+    found = {tuple((len(unit), {gene.expand for gene in unit}.pop()) for unit in arch.units) for arch in
+             members(one_kernel)}  # fmt: skip
+    assert found == set(itertools.product([(2, 3), (3, 4), (4, 6)], repeat=5))
 
 
 def test_smallest_and_largest_have_the_extreme_costs_of_all_members(tiny_space: InvertedResidualSpace) -> None:
     part = tiny_space.restrict(kernels=(3, 7), expands=(3, 6), depths=(1, 2))
-    macs = {arch: sum(layer.macs for layer in part.lower(arch)) for arch in every_architecture(part)}
+    macs = {arch: sum(layer.macs for layer in part.lower(arch)) for arch in members(part)}
     assert macs[part.smallest()] == min(macs.values())
     assert macs[part.largest()] == max(macs.values())
 
 
 def test_uniform_has_one_choice_everywhere() -> None:
     assert V3.uniform(3, 5, 4, 192) == Architecture(192, ((Gene(5, 4),) * 3,) * 5)
+    assert WIDE.uniform(3, 5, 4, 192, 0.75) == Architecture(192, ((Gene(5, 4),) * 3,) * 5, (0.75,) * 5)
 
 
-def test_uniform_refuses_a_choice_that_the_space_has_not() -> None:
-    with pytest.raises(InvalidArchitecture, match="depth 5 at unit 1: choices are 2, 3, 4"):
-        V3.uniform(5, 3, 3, 192)
+def test_uniform_keeps_the_choice_of_a_unit_that_has_only_one() -> None:
+    units = proxyless(resolutions=(192,)).uniform(3, 5, 4, 192).units
+    assert units == ((Gene(5, 4),) * 3,) * 5 + ((Gene(5, 4),),)
+
+
+@pytest.mark.parametrize(
+    ("space", "choices", "message"),
+    [
+        (V3, (5, 3, 3, 192), "depth 5: choices are 2, 3, 4"),
+        (V3, (2, 9, 3, 192), "kernel 9: choices are 3, 5, 7"),
+        (V3, (2, 3, 5, 192), "expand 5: choices are 3, 4, 6"),
+        (V3, (2, 3, 3, 100), "resolution 100: choices are 192, 224"),
+        (V3, (2, 3, 3, 192, 0.5), "width multiplier 0.5: choices are 1.0"),
+        (WIDE, (2, 3, 3, 192, 0.25), "width multiplier 0.25: choices are 0.5, 0.75, 1"),
+        (proxyless(resolutions=(192,)), (5, 3, 3, 192), "depth 5: choices are 1, 2, 3, 4"),
+        (proxyless(resolutions=(192,)), (1, 3, 3, 192), "depth 1 at unit 1: choices are 2, 3, 4"),
+        (TIED, (3, 5, 6, 192), "expand 6 at unit 1, block 1: depth 3 is tied to expand 4"),
+    ],
+)  # fmt: skip
+def test_uniform_refuses_a_choice_that_the_space_has_not(
+    space: SearchSpace, choices: tuple[int, int, float, int], message: str
+) -> None:
+    with pytest.raises(InvalidArchitecture) as error:
+        space.uniform(*choices)
+    assert str(error.value) == message
 
 
 def test_uniforms_are_the_members_with_one_choice_everywhere(tiny_space: InvertedResidualSpace) -> None:
     part = tiny_space.restrict(kernels=(3, 7), expands=(3, 4))
-    flat = {
-        arch
-        for arch in every_architecture(part)
-        if len(set(arch.depths)) == 1 and len({gene for unit in arch.units for gene in unit}) == 1
-    }
-    assert len(part.uniforms()) == len(flat)
-    assert set(part.uniforms()) == flat
+    wide = replace(part, units=tuple(replace(unit, width_multipliers=(0.5, 1)) for unit in part.units))
+    tied = replace(part, units=tuple(replace(unit, tied=True) for unit in part.restrict(depths=(1, 2, 3)).units))
+    for space in (part, wide, tied):
+        flat = {
+            arch
+            for arch in members(space)
+            if len({tuple(unit.depths).index(len(genes)) for unit, genes in zip(space.units, arch.units, strict=True)})
+            == len({gene for unit in arch.units for gene in unit})
+            == len(set(arch.multipliers))
+            == 1
+        }
+        assert len(space.uniforms()) == len(flat) == {part: 16, wide: 32, tied: 8}[space]
+        assert set(space.uniforms()) == flat
 
 
-def test_lowering_goes_stem_blocks_head_and_shapes_join(space: SearchSpace, rng: np.random.Generator) -> None:
-    for arch in [space.smallest(), space.largest(), *(space.sample(rng) for _ in range(20))]:
-        layers = space.lower(arch)
-        resolution = arch.resolution
-        assert len(layers) == len(space.stem(resolution)) + sum(arch.depths) + len(space.head(resolution))
-        assert layers[0].in_size == resolution  # type: ignore[union-attr]
-        convolutions = layers[: -len(space.head(resolution)) + 1]
-        for before, after in itertools.pairwise(convolutions):
-            assert before.out_size == after.in_size  # type: ignore[union-attr]
-            assert before.out_channels == after.in_channels  # type: ignore[union-attr]
-
-
-def test_blocks_lists_every_form_of_every_block(space: SearchSpace) -> None:
-    resolution = space.resolutions[0]
-    listed = list(space.blocks(resolution))
-    assert len(listed) == sum(unit.depths[-1] * len(unit.kernels) * len(unit.expands) for unit in space.units)
-    inner = slice(len(space.stem(resolution)), -len(space.head(resolution)))
-    used = {layer for arch in space.uniforms() if arch.resolution == resolution for layer in space.lower(arch)[inner]}
-    assert used <= set(listed)
+def test_uniforms_keep_the_choice_of_a_unit_that_has_only_one() -> None:
+    space = proxyless(resolutions=(192,))
+    found = space.uniforms()
+    assert len(found) == len(set(found)) == 27
+    for arch in found:
+        assert len(set(arch.units[:5])) == 1
+        assert arch.units[5] == arch.units[0][:1]
 
 
 # Rows and encodings
-
-
-def test_rows_round_trip(space: SearchSpace, rng: np.random.Generator) -> None:
-    architectures = [space.smallest(), space.largest(), *(space.sample(rng) for _ in range(50))]
-    assert space.from_rows(space.to_rows(architectures)) == architectures
 
 
 def test_rows_have_one_column_a_choice_and_minus_one_where_depth_cuts_off(tiny_space: InvertedResidualSpace) -> None:
@@ -156,25 +190,28 @@ def test_rows_have_one_column_a_choice_and_minus_one_where_depth_cuts_off(tiny_s
     assert tiny_space.active_blocks(tiny_space.to_rows([arch])).tolist() == [[True, False, True, True, False]]
 
 
+def test_rows_end_with_the_multipliers_of_units_that_have_several(tiny_space: InvertedResidualSpace) -> None:
+    first, second = tiny_space.units
+    space = replace(tiny_space, units=(first, replace(second, width_multipliers=(0.25, 0.5, 1))))
+    arch = Architecture(20, ((Gene(7, 3),), (Gene(3, 4), Gene(5, 6))), (1, 0.5))
+    rows = space.to_rows([arch, replace(arch, width_multipliers=())])
+    assert rows[:, :-1].tolist() == 2 * tiny_space.to_rows([replace(arch, width_multipliers=())]).tolist()
+    assert rows[:, -1].tolist() == [1, 2]
+    assert space.multiplier_indices(rows).tolist() == [[0, 1], [0, 2]]
+
+
 def test_encoding_is_one_hot_kernels_expands_and_resolution(tiny_space: InvertedResidualSpace) -> None:
     arch = Architecture(20, ((Gene(7, 3),), (Gene(3, 4), Gene(5, 6))))
     kernels = [0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
     expands = [1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
     assert tiny_space.encode([arch]).tolist() == [[*kernels, *expands, 0, 1]]
+    wide = replace(tiny_space, units=tuple(replace(unit, width_multipliers=(0.5, 1)) for unit in tiny_space.units))
+    arch = replace(arch, width_multipliers=(0.5, 1))
+    assert wide.encode([arch]).tolist() == [[*kernels, *expands, 1, 0, 0, 1, 0, 1]]
 
 
 def test_the_paper_encoding_has_the_paper_number_of_inputs() -> None:
     assert mobilenet_v3(resolutions=range(112, 225, 16)).encode([]).shape == (0, 128)
-
-
-def test_encoding_round_trip(space: SearchSpace, rng: np.random.Generator) -> None:
-    architectures = [space.smallest(), space.largest(), *(space.sample(rng) for _ in range(50))]
-    assert space.decode(space.encode(architectures)) == architectures
-
-
-def test_distinct_architectures_have_distinct_encodings(tiny_space: InvertedResidualSpace) -> None:
-    members = every_architecture(tiny_space.restrict(kernels=(3, 5), expands=(3, 4)))
-    assert len(np.unique(tiny_space.encode(members), axis=0)) == len(members)
 
 
 # Columns of the tiny space: 15 kernels (3 a block), 15 expand ratios, 2 resolutions; the largest network has the
@@ -201,6 +238,31 @@ def test_decode_refuses_rows_that_encode_no_member(tiny_space: InvertedResidualS
         tiny_space.decode(features)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({-2: 0.0}, id="no multiplier"),
+        pytest.param({-3: 1.0}, id="two multipliers"),
+        pytest.param({-2: 0.5}, id="half a multiplier"),
+    ],
+)
+def test_decode_refuses_what_is_no_width_multiplier(change: dict[int, float]) -> None:
+    space = WIDE.restrict(resolutions=[192])
+    features = space.encode([space.largest()])
+    assert features[0, -4:].tolist() == [0, 0, 1, 1]  # the multiplier of the last unit, the resolution
+    features[:, list(change)] = list(change.values())
+    with pytest.raises(InvalidArchitecture):
+        space.decode(features)
+
+
+def test_decode_refuses_an_expand_ratio_that_is_not_tied_to_the_depth() -> None:
+    member = TIED.largest()
+    foreign = V3.encode([with_gene(member, 2, 4, Gene(7, 4))])
+    assert TIED.decode(V3.encode([member])) == [member]
+    with pytest.raises(InvalidArchitecture, match="expand 4 at unit 2, block 4: depth 4 is tied to expand 6"):
+        TIED.decode(foreign)
+
+
 @pytest.mark.parametrize("width", [0, 10, 31, 33])
 def test_decode_refuses_rows_of_another_width(tiny_space: InvertedResidualSpace, width: int) -> None:
     features = np.pad(tiny_space.encode([tiny_space.largest()]), ((0, 0), (0, 1)))
@@ -211,39 +273,26 @@ def test_decode_refuses_rows_of_another_width(tiny_space: InvertedResidualSpace,
 # Sampling, mutation, crossover
 
 
-def canonical(space: SearchSpace, rows: np.ndarray) -> bool:
-    """Valid, and the very row that the architecture has."""
-    architectures = space.from_rows(rows)
-    for architecture in architectures:
-        space.validate(architecture)
-    return np.array_equal(space.to_rows(architectures), rows)
-
-
-def test_sampled_rows_are_valid_and_canonical(space: SearchSpace, rng: np.random.Generator) -> None:
-    assert canonical(space, space.sample_rows(200, rng))
-
-
-def test_sampling_is_uniform_over_every_choice(tiny_space: InvertedResidualSpace, rng: np.random.Generator) -> None:
-    rows = tiny_space.sample_rows(10_000, rng)
-    for column, count in enumerate(tiny_space.choice_counts):
+@pytest.mark.parametrize("multipliers", [(1.0,), (0.5, 0.75, 1)], ids=str)
+def test_sampling_is_uniform_over_every_choice(
+    tiny_space: InvertedResidualSpace, rng: np.random.Generator, multipliers: tuple[float, ...]
+) -> None:
+    units = tuple(replace(unit, width_multipliers=multipliers) for unit in tiny_space.units)
+    space = replace(tiny_space, units=units)
+    rows = space.sample_rows(10_000, rng)
+    for column, count in enumerate(space.choice_counts):
         active = rows[:, column][rows[:, column] >= 0]
         # Five standard deviations of the least frequent column (half of the rows, three choices).
         np.testing.assert_allclose(np.bincount(active, minlength=count) / len(active), 1 / count, atol=0.035)
 
 
-def test_sampling_follows_its_generator(space: SearchSpace) -> None:
-    first, again, other = (space.sample(np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert first == again != other
-
-
-@pytest.mark.parametrize("probability", [0.1, 0.5, 1.0])
-def test_mutants_are_valid_and_canonical(space: SearchSpace, rng: np.random.Generator, probability: float) -> None:
-    assert canonical(space, space.mutate_rows(space.sample_rows(200, rng), rng, probability))
-
-
-def test_mutation_with_probability_zero_is_the_identity(space: SearchSpace, rng: np.random.Generator) -> None:
-    rows = space.sample_rows(100, rng)
-    assert np.array_equal(space.mutate_rows(rows, rng, 0.0), rows)
+def test_tied_expand_ratios_follow_the_depths(rng: np.random.Generator) -> None:
+    rows = TIED.sample_rows(200, rng)
+    for changed in (rows, TIED.mutate_rows(rows, rng, 0.5), TIED.crossover_rows(rows, rows[::-1], rng)):
+        depths, _, expands, _ = (changed[:, part] for part in TIED.slices)
+        tied = depths[:, [u for u, _ in TIED.block_indices]]
+        assert np.array_equal(expands, np.where(TIED.active_blocks(changed), tied, -1))
+        assert {*np.unique(depths)} == {0, 1, 2}
 
 
 def test_mutation_with_probability_one_redraws_every_choice(
@@ -264,35 +313,13 @@ def test_mutation_redraws_about_its_share_of_choices(
     assert changed == pytest.approx(0.15, abs=0.03)
 
 
-def test_mutation_leaves_its_parents_alone(space: SearchSpace, rng: np.random.Generator) -> None:
-    rows = space.sample_rows(50, rng)
-    before = rows.copy()
-    space.mutate_rows(rows, rng, 1.0)
-    assert np.array_equal(rows, before)
-
-
-def test_children_are_valid_and_canonical(space: SearchSpace, rng: np.random.Generator) -> None:
-    first, second = space.sample_rows(200, rng), space.sample_rows(200, rng)
-    assert canonical(space, space.crossover_rows(first, second, rng))
-
-
-def test_every_gene_of_a_child_comes_from_a_parent(space: SearchSpace, rng: np.random.Generator) -> None:
-    first, second = space.sample_rows(200, rng), space.sample_rows(200, rng)
-    child = space.crossover_rows(first, second, rng)
-    active = child >= 0
-    assert ((child == first) | (child == second))[active].all()
-
-
 def test_a_child_takes_from_both_parents(space: SearchSpace, rng: np.random.Generator) -> None:
     first, second = (np.repeat(space.to_rows([arch]), 500, axis=0) for arch in (space.smallest(), space.largest()))
     child = space.crossover_rows(first, second, rng)
-    depths = child[:, 1 : 1 + len(space.units)]
-    assert (depths == 0).mean() == pytest.approx(0.5, abs=0.1)
-
-
-def test_a_child_of_twins_is_their_twin(space: SearchSpace, rng: np.random.Generator) -> None:
-    arch = space.sample(rng)
-    assert space.crossover(arch, arch, rng) == arch
+    for part in (slice(1), space.slices[0], space.slices[3]):  # genes of blocks that only one parent has are not free
+        free = (first != second)[:, part]
+        if free.any():
+            assert (child == first)[:, part][free].mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_single_mutation_and_crossover_agree_with_those_of_rows(space: SearchSpace) -> None:
@@ -307,25 +334,118 @@ def test_single_mutation_and_crossover_agree_with_those_of_rows(space: SearchSpa
 # Sub-spaces
 
 
+def choices(space: SearchSpace) -> set[tuple[tuple[float, ...], ...]]:
+    return {(unit.depths, unit.kernels, unit.expands, unit.width_multipliers) for unit in space.units}
+
+
 def test_restrict_keeps_only_the_given_choices() -> None:
-    part = V3.restrict(resolutions=[224], depths=[4, 2], kernels=[5], expands=[3, 6])
+    part = WIDE.restrict(resolutions=[224], depths=[4, 2], kernels=[5], expands=[3, 6], width_multipliers=[1, 0.5])
     assert part.resolutions == (224,)
-    assert {(unit.depths, unit.kernels, unit.expands) for unit in part.units} == {((2, 4), (5,), (3, 6))}
+    assert choices(part) == {((2, 4), (5,), (3, 6), (0.5, 1))}
+
+
+def test_restrict_leaves_a_unit_with_one_choice_alone() -> None:
+    part = proxyless(resolutions=(192,)).restrict(depths=[3, 4])
+    assert [unit.depths for unit in part.units] == [(3, 4)] * 5 + [(1,)]
 
 
 def test_members_of_a_sub_space_are_the_same_networks(rng: np.random.Generator) -> None:
-    part = V3.restrict(depths=[2, 3], kernels=[3, 5], expands=[4])
+    part = WIDE.restrict(depths=[2, 3], kernels=[3, 5], expands=[4], width_multipliers=[0.5, 1])
     for _ in range(20):
         arch = part.sample(rng)
-        assert part.lower(arch) == V3.lower(arch)
+        assert part.lower(arch) == WIDE.lower(arch)
 
 
-def test_restrict_names_the_choices_where_none_is_left() -> None:
-    with pytest.raises(InvalidConfiguration, match=r"^kernels 9, 11: this space has 3, 5, 7$"):
-        V3.restrict(kernels=[9, 11])
+@pytest.mark.parametrize(
+    ("space", "wanted", "message"),
+    [
+        (V3, {"resolutions": [100]}, "resolutions 100: this space has 192, 224"),
+        (V3, {"depths": [5]}, "depths 5: this space has 2, 3, 4"),
+        (V3, {"kernels": [9, 11]}, "kernels 9, 11: this space has 3, 5, 7"),
+        (V3, {"expands": []}, "expands : this space has 3, 4, 6"),
+        (V3, {"width_multipliers": [0.5]}, "width_multipliers 0.5: this space has 1.0"),
+        (WIDE, {"width_multipliers": [0.25]}, "width_multipliers 0.25: this space has 0.5, 0.75, 1"),
+        (proxyless(), {"depths": [1]}, "depths 1: this space has 2, 3, 4"),  # only its last unit, which has no choice
+        (TIED, {"depths": [2], "expands": [4, 6]},
+         "depths and expands have no tied pair left: (2, 3, 4) are tied to (3, 4, 6), in this order"),
+    ],
+)  # fmt: skip
+def test_restrict_names_the_choices_where_none_is_left(
+    space: SearchSpace, wanted: dict[str, list[float]], message: str
+) -> None:
+    with pytest.raises(InvalidConfiguration) as error:
+        space.restrict(**wanted)  # type: ignore[arg-type]
+    assert str(error.value) == message
+
+
+def test_restricting_a_tied_space_takes_depth_and_expand_together() -> None:
+    for part in (
+        TIED.restrict(depths=[2, 4]),
+        TIED.restrict(expands=[3, 6]),
+        TIED.restrict(depths=[2, 4], expands=[6, 3, 4]),
+    ):
+        assert choices(part) == {((2, 4), (3, 5, 7), (3, 6), (1.0,))}
+        assert all(unit.tied for unit in part.units)
 
 
 def test_largest_choices_opens_the_largest_first() -> None:
-    part = V3.largest_choices(depths=1, kernels=3, expands=2)
-    assert {(unit.depths, unit.kernels, unit.expands) for unit in part.units} == {((4,), (3, 5, 7), (4, 6))}
-    assert part.resolutions == V3.resolutions
+    part = WIDE.largest_choices(depths=1, kernels=3, expands=2, width_multipliers=2)
+    assert choices(part) == {((4,), (3, 5, 7), (4, 6), (0.75, 1))}
+    assert part.resolutions == WIDE.resolutions
+
+
+@pytest.mark.parametrize(("depths", "expands", "both"), [(1, 3, 1), (3, 1, 1), (2, 3, 2), (2, 2, 2), (3, 9, 3)])
+def test_largest_choices_of_a_tied_space_are_the_fewer_of_depths_and_expands(
+    depths: int, expands: int, both: int
+) -> None:
+    part = TIED.largest_choices(depths=depths, kernels=1, expands=expands, width_multipliers=1)
+    assert choices(part) == {((2, 3, 4)[-both:], (7,), (3, 4, 6)[-both:], (1.0,))}
+
+
+# Rows of one space in another
+
+
+@pytest.mark.parametrize(
+    ("whole", "part"),
+    [
+        (V3, V3.restrict(resolutions=[224], depths=[2, 3], kernels=[5, 7], expands=[4])),
+        (WIDE, V3),
+        (WIDE, WIDE.restrict(width_multipliers=[0.5])),
+        (WIDE, WIDE.restrict(width_multipliers=[0.75, 1], depths=[2, 4])),
+        (V3, TIED),
+        (TIED, TIED.restrict(depths=[3, 4])),
+        (V3, mobilenet_v3(resolutions=(192,), num_classes=10)),  # the classifier is its own
+    ],
+)
+def test_adopted_rows_are_those_of_the_same_architectures(
+    whole: SearchSpace, part: SearchSpace, rng: np.random.Generator
+) -> None:
+    rows = np.concatenate([part.to_rows([part.smallest(), part.largest()]), part.sample_rows(50, rng)])
+    adopted = whole.adopt_rows(rows, part)
+    assert adopted.dtype == rows.dtype
+    assert np.array_equal(adopted, whole.to_rows(part.from_rows(rows)))
+
+
+@pytest.mark.parametrize(
+    ("whole", "part", "message"),
+    [
+        (V3, mobilenet_v3(resolutions=(100, 192)), r"resolution \(100, 192\): choices are \(192, 224\)"),
+        (V3, mobilenet_v3(resolutions=(192,), depths=(1, 2)), r"depth \(1, 2\) at unit 1: choices are \(2, 3, 4\)"),
+        (V3, mobilenet_v3(resolutions=(192,), depths=(4, 5)), r"depth \(4, 5\) at unit 1: choices are \(2, 3, 4\)"),
+        (V3, mobilenet_v3(resolutions=(192,), kernels=(9,)), r"kernel \(9,\) at unit 1: choices are \(3, 5, 7\)"),
+        (V3, mobilenet_v3(resolutions=(192,), expands=(5,)), r"expand \(5,\) at unit 1: choices are \(3, 4, 6\)"),
+        (WIDE, mobilenet_v3(resolutions=(192,), width_multipliers=(0.25, 1)),
+         r"width multiplier \(0.25, 1\) at unit 1: choices are \(0.5, 0.75, 1\)"),
+        (WIDE, mobilenet_v3(resolutions=(192,), width_multipliers=(0.25,)),
+         r"width multiplier \(0.25,\) at unit 1: choices are \(0.5, 0.75, 1\)"),
+        (V3, WIDE, r"width multiplier \(0.5, 0.75, 1\) at unit 1: choices are \(1.0,\)"),
+        (V3, WIDE.restrict(width_multipliers=[0.5]), r"width multiplier \(0.5,\) at unit 1: choices are \(1.0,\)"),
+        (proxyless(resolutions=(192, 224)), V3, "5 units: this space has 6"),
+        (V3, proxyless(resolutions=(192, 224)), "6 units: this space has 5"),
+        (TIED, V3, r"depth and expand are tied at unit 1: choices are \[\(2, 3\), \(3, 4\), \(4, 6\)\]"),
+        (V3, mobilenet_v3(1.2, resolutions=(192,)), "another space: the same choices make other layers there"),
+    ],
+)  # fmt: skip
+def test_rows_of_a_space_with_other_choices_are_refused(whole: SearchSpace, part: SearchSpace, message: str) -> None:
+    with pytest.raises(InvalidArchitecture, match=message):
+        whole.adopt_rows(part.to_rows([part.smallest()]), part)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onceforall.cost.model import AdditiveCost, CostModel
-from onceforall.layers import LayerSpec
+from onceforall.layers import LayerSpec, PoolSpec
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ class Parameters(AdditiveCost):
 
 @dataclass(frozen=True)
 class PeakActivationMemory(CostModel):
-    """Largest sum of tensors alive at once: an operation's input and output, and a held shortcut.
+    """Largest sum of feature maps alive at once: an operation's input and output, and a held shortcut.
 
-    The input image counts. Weights, and squeeze-excite's vectors, do not. In bytes.
+    The input image counts, as the first convolution's input. Weights, and squeeze-excite's vectors,
+    do not. In bytes, `bytes_per_element` each (4: fp32, 1: int8).
     """
 
     bytes_per_element: int = 4
@@ -43,7 +45,26 @@ class PeakActivationMemory(CostModel):
     unit: str = "bytes"
 
     def cost(self, layers: Sequence[LayerSpec]) -> float:
-        return self.bytes_per_element * max(max(layer.live_elements) for layer in layers)
+        return self.bytes_per_element * max(operation.live for layer in layers for operation in layer.operations)
+
+
+@dataclass(frozen=True)
+class PeakConvolutionMemory(CostModel):
+    """Largest sum, over the convolutions before the global pooling, of feature maps alive and the weights.
+
+    The definition of memory-optimised Once-for-All (MOOFA): as PeakActivationMemory, plus the
+    weights of that one convolution. The input image counts; pooling, squeeze-excite, batch norm, and
+    all that follows the global pooling, do not. It is published in elements (`bytes_per_element=1`).
+    """
+
+    bytes_per_element: int = 4
+    name: str = "peak convolution memory"
+    unit: str = "bytes"
+
+    def cost(self, layers: Sequence[LayerSpec]) -> float:
+        before = itertools.takewhile(lambda layer: not isinstance(layer, PoolSpec), layers)
+        operations = (operation for layer in before for operation in layer.operations if operation.weights)
+        return self.bytes_per_element * max(operation.live + operation.weights for operation in operations)
 
 
 def macs(layers: Sequence[LayerSpec]) -> int:

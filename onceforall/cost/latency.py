@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from onceforall.cost.model import AdditiveCost
+from onceforall.cost.model import AdditiveCost, CostModel
 from onceforall.errors import InvalidConfiguration, OutOfDomain
-from onceforall.files import read_json, write_json
-from onceforall.layers import LayerSpec
+from onceforall.files import read_json_object, write_json
+from onceforall.layers import LayerSpec, LinearSpec
 from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.latency/1"
+FORMAT_BY_RESOLUTION = "onceforall.latency-by-resolution/1"
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class LatencyTable(AdditiveCost):
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
         """Read what `save` wrote. Raises InvalidConfiguration."""
-        return cls.from_json(read_json(Path(path)))
+        return cls.from_json(read_json_object(Path(path)))
 
     @classmethod
     def synthetic(cls, space: SearchSpace, macs_per_ms: float = 1e6, overhead_ms: float = 0.01) -> LatencyTable:
@@ -141,10 +142,61 @@ class LatencyTable(AdditiveCost):
         return cls({"name": "synthetic", "macs_per_ms": macs_per_ms, "overhead_ms": overhead_ms}, entries)
 
 
+@dataclass(frozen=True)
+class LatencyTables(CostModel):
+    """One latency table for each input resolution (px), as some devices were measured."""
+
+    tables: Mapping[int, LatencyTable]
+    name: str = field(default="latency", init=False)
+    unit: str = field(default="ms", init=False)
+
+    def at(self, resolution: int) -> LatencyTable:
+        """The table of a resolution. Raises OutOfDomain where there is none."""
+        if resolution not in self.tables:
+            known = ", ".join(map(str, sorted(self.tables)))
+            raise OutOfDomain(f"no latency table for {resolution} px: there are tables for {known} px")
+        return self.tables[resolution]
+
+    def cost(self, layers: Sequence[LayerSpec]) -> float:
+        """Milliseconds of a network, whose resolution is what its first layer reads. Raises OutOfDomain."""
+        first = layers[0]
+        if isinstance(first, LinearSpec):
+            raise OutOfDomain(f"layer {first.key} reads no image: give the layers of a whole network")
+        return self.at(first.in_size).cost(layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes equal tables."""
+        tables = {str(resolution): table.to_json() for resolution, table in self.tables.items()}
+        return {"format": FORMAT_BY_RESOLUTION, "tables": tables}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LatencyTables:
+        """The inverse of `to_json`. Raises InvalidConfiguration."""
+        if value.get("format") != FORMAT_BY_RESOLUTION:
+            raise InvalidConfiguration(
+                f"latency tables of format {value.get('format')!r}: expected {FORMAT_BY_RESOLUTION!r}"
+            )
+        try:
+            return cls({int(size): LatencyTable.from_json(table) for size, table in value["tables"].items()})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidConfiguration(f"not latency tables: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON. Raises UnwritableOutput."""
+        write_json(Path(path), self.to_json())
+
+
+def load_latency(path: str | Path) -> LatencyTable | LatencyTables:
+    """What `save` of either kind of table wrote. Raises InvalidConfiguration."""
+    value = read_json_object(Path(path))
+    kind = LatencyTables if value.get("format") == FORMAT_BY_RESOLUTION else LatencyTable
+    return kind.from_json(value)
+
+
 def unique_layers(space: SearchSpace) -> list[LayerSpec]:
     """Every different layer that some architecture of the space has, one a key, in order of appearance."""
     layers: dict[str, LayerSpec] = {}
     for resolution in space.resolutions:
-        for layer in (*space.stem(resolution), *space.blocks(resolution), *space.head(resolution)):
+        for layer in space.layers(resolution):
             layers.setdefault(layer.key, layer)
     return list(layers.values())

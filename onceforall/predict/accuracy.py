@@ -21,6 +21,8 @@ from onceforall.space import Rows, SearchSpace
 class AccuracyPredictor(Protocol):
     """Learns top-1 (percent) from labelled architectures and predicts it for others of the same space."""
 
+    space: SearchSpace
+
     def fit(self, architectures: Sequence[Architecture], accuracies: Sequence[float]) -> Self: ...
 
     def predict(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]: ...

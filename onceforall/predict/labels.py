@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from onceforall import spaces
 from onceforall.architecture import Architecture
 from onceforall.data.dataset import ImageData, Split
 from onceforall.errors import InvalidConfiguration
@@ -56,22 +57,16 @@ def plan(space: SearchSpace, count: int, seed: int, uniform: bool = False) -> li
 
 def spread_sample(space: SearchSpace, rng: np.random.Generator) -> Architecture:
     """One architecture whose choices follow its own random preferences: corners are as likely as the middle."""
-    units = len(space.units)
     counts = space.choice_counts
-    blocks = (len(counts) - 1 - units) // 2
     row = np.empty((1, len(counts)), np.int16)
-    groups = [
-        range(1),
-        range(1, 1 + units),
-        range(1 + units, 1 + units + blocks),
-        range(1 + units + blocks, len(counts)),
-    ]
+    columns = range(len(counts))
+    groups = [columns[:1], *(columns[part] for part in space.slices if columns[part])]
     for group in groups:
         preference = rng.dirichlet(np.ones(max(int(counts[c]) for c in group)))
         for column in group:
             weights = preference[: counts[column]]
             row[0, column] = rng.choice(len(weights), p=weights / weights.sum())
-    return space.from_rows(row)[0]
+    return space.from_rows(space.canonical(row))[0]
 
 
 def label(
@@ -105,7 +100,7 @@ def label(
     done = {}
     if path.exists():
         found, labels = _read(path)
-        if as_json(found) != as_json(header):
+        if as_json({**found, "space": header["space"]}) != as_json(header) or not _is_of(found, supernet.space):
             raise InvalidConfiguration(f"{path} holds labels of another space, seed or data set: choose a new file")
         done = {item.architecture: item.top1 for item in labels}
         # A kill may have left half a line: write whole lines back before going on.
@@ -125,7 +120,7 @@ def label(
 def read_labels(path: str | Path, space: SearchSpace | None = None) -> list[Label]:
     """The rows of a labels file. Raises InvalidConfiguration where it is foreign or of another space."""
     header, labels = _read(Path(path))
-    if space is not None and as_json(header["space"]) != as_json(space.to_json()):
+    if space is not None and not _is_of(header, space):
         raise InvalidConfiguration(f"{path} holds labels of another space")
     return labels
 
@@ -150,6 +145,14 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Label]]:
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidConfiguration(f"{path}: a row is not a label: {error}") from error
     return records[0], rows
+
+
+def _is_of(header: dict[str, Any], space: SearchSpace) -> bool:
+    """Whether a labels file belongs to a space: its JSON may be of a version that said less of it."""
+    try:
+        return spaces.from_json(header["space"]) == space
+    except (KeyError, AttributeError, InvalidConfiguration):
+        return False
 
 
 def _row(item: Label) -> dict[str, Any]:

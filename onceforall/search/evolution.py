@@ -8,7 +8,7 @@ tight budgets cost no rejected samples, and whether a budget can be met at all i
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -23,7 +23,9 @@ from onceforall.space import Rows, SearchSpace
 
 
 class RowPredictor(Protocol):
-    """Predicted accuracy of rows of a space, percent."""
+    """Predicted accuracy of rows of its own space, percent."""
+
+    space: SearchSpace
 
     def predict_rows(self, rows: Rows) -> NDArray[np.float64]: ...
 
@@ -98,7 +100,9 @@ def search(
 
     parents: share of a population that breeds; mutation: probability a choice; half of the children
     are mutations, half crossovers. `keep` is the number of networks reported, the best included.
-    Raises InfeasibleConstraint at once where a bound lies below what the space can reach.
+    The predictor's space is this one, or a larger one that has all its choices.
+    Raises InfeasibleConstraint at once where a bound lies below what the space can reach,
+    InvalidArchitecture where the predictor belongs to another space.
     """
     if population < 4 or generations < 1 or keep < 1 or not 0 < parents <= 1 or not 0 < mutation <= 1:
         raise InvalidConfiguration(
@@ -108,13 +112,14 @@ def search(
     began = time.perf_counter()
     rng = np.random.default_rng(seed)
     limits = _Limits(space, constraints)
+    predict = _predict_rows_of(space, accuracy)
     evaluations = 0
     found: list[tuple[NDArray[np.float64], Rows]] = []
     for resolution in limits.feasible_resolutions():
         rows = space.sample_rows(population, rng)
         rows[:, 0] = resolution
         rows = limits.repair(rows, rng)
-        scores = accuracy.predict_rows(rows)
+        scores = predict(rows)
         evaluations += len(rows)
         for _ in range(generations):
             rows, scores = _best(rows, scores, max(2, round(parents * population)))
@@ -126,7 +131,7 @@ def search(
             children[:, 0] = resolution
             children = limits.repair(children, rng)
             rows = np.concatenate([rows, children])
-            scores = np.concatenate([scores, accuracy.predict_rows(children)])
+            scores = np.concatenate([scores, predict(children)])
             evaluations += len(children)
         best_rows, best_scores = _best(rows, scores, keep)
         found.append((best_scores, best_rows))
@@ -145,6 +150,15 @@ def search(
         time.perf_counter() - began,
         seed,
     )
+
+
+def _predict_rows_of(space: SearchSpace, accuracy: RowPredictor) -> Callable[[Rows], NDArray[np.float64]]:
+    """The predictor for rows of a space, whose indices may mean something else in the predictor's own."""
+    own = accuracy.space
+    if own == space:
+        return accuracy.predict_rows
+    own.check_contains(space)
+    return lambda rows: accuracy.predict_rows(own.adopt_rows(rows, space))
 
 
 class _Limits:

@@ -3,75 +3,128 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onceforall.cost.model import AdditiveCost, CostModel
+from onceforall.cost.model import CostModel
 from onceforall.space import Rows, SearchSpace
 
 Pricer = Callable[[Rows], NDArray[np.float64]]
 
 
-class PriceTable:
-    """An additive cost as arrays: `fixed[resolution]` and `blocks[resolution, block, kernel, expand]`.
+class _Form(NamedTuple):
+    """A unit with its choices made: cost, and indices of multiplier, depth, kernels and expand ratios."""
 
-    The last kernel and the last expand index hold 0, so that the -1 of a skipped block costs nothing.
+    cost: float
+    multiplier: int
+    depth: int
+    kernels: list[int]
+    expands: list[int]
+
+
+class PriceTable:
+    """An additive cost (`model.at` each resolution) as arrays, indexed by the choices of rows.
+
+    `stem[resolution, multiplier]` and `head[resolution, multiplier]` include the constant;
+    `blocks[resolution, block, input multiplier, multiplier, 1 + kernel, 1 + expand]` holds 0 where
+    kernel and expand are the -1 of a skipped block.
     """
 
-    def __init__(self, space: SearchSpace, model: AdditiveCost) -> None:
+    def __init__(self, space: SearchSpace, model: CostModel) -> None:
         self.space = space
-        counts = [(len(unit.kernels), len(unit.expands)) for unit in space.units for _ in range(unit.depths[-1])]
-        most = np.max(counts, axis=0)
-        self.fixed = np.zeros(len(space.resolutions))
-        self.blocks = np.zeros((len(space.resolutions), len(counts), *(most + 1)))
-        for r, resolution in enumerate(space.resolutions):
-            ends = (*space.stem(resolution), *space.head(resolution))
-            self.fixed[r] = model.constant + sum(model.layer_cost(layer) for layer in ends)
-            layers = space.blocks(resolution)
-            for b, (kernels, expands) in enumerate(counts):
-                for k in range(kernels):
-                    for e in range(expands):
-                        self.blocks[r, b, k, e] = model.layer_cost(next(layers))
-        # Choices that a block does not have must never look cheap.
-        self._priced = self.blocks.copy()
-        for b, (kernels, expands) in enumerate(counts):
-            self._priced[:, b, kernels:] = self._priced[:, b, :, expands:] = np.inf
+        units, resolutions = space.units, space.resolutions
+        first, last = units[0].width_multipliers, units[-1].width_multipliers
+        self.stem, self.head = np.zeros((len(resolutions), len(first))), np.zeros((len(resolutions), len(last)))
+        multipliers, kernels, expands = (
+            max(len(getattr(unit, name)) for unit in units) for name in ("width_multipliers", "kernels", "expands")
+        )
+        shape = (len(resolutions), len(space.block_indices), multipliers, multipliers, kernels + 1, expands + 1)
+        self.blocks = np.full(shape, np.inf)  # what a block cannot be must never look cheap
+        self.blocks[..., 0, 0] = 0
+        for r, resolution in enumerate(resolutions):
+            local = model.at(resolution)
+            assert local is not None  # `pricer` asks before
+            self.stem[r] = [local.constant + sum(map(local.layer_cost, space.stem(resolution, m))) for m in first]
+            self.head[r] = [sum(map(local.layer_cost, space.head(resolution, m))) for m in last]
+            for block, (u, b) in enumerate(space.block_indices):
+                for before, multiplier, kernel, expand, layer in space.block_forms(resolution, u, b):
+                    self.blocks[r, block, before, multiplier, 1 + kernel, 1 + expand] = local.layer_cost(layer)
+        self._units = np.array([u for u, _ in space.block_indices])
+        # The unit that a block reads from; the first unit reads the stem, which has no multiplier.
+        self._origins = np.array([u - (b == 0) for u, b in space.block_indices])
 
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
         """Cost of each row."""
-        blocks = self.blocks.shape[1]
-        first = 1 + len(self.space.units)
-        kernels, expands = rows[:, first : first + blocks], rows[:, first + blocks :]
-        resolutions = rows[:, 0]
-        layers = self.blocks[resolutions[:, None], np.arange(blocks), kernels, expands]
-        return np.asarray(self.fixed[resolutions] + layers.sum(axis=1))
+        _, kernels, expands, _ = self.space.slices
+        resolutions, elastic = rows[:, 0].astype(np.int64), self.blocks.shape[3] > 1
+        # Flat indices: gathering by six arrays at once takes twice as long.
+        by_resolution, by_block, by_before, by_own, by_kernel, _ = np.array(self.blocks.strides) // self.blocks.itemsize
+        choices = rows.astype(np.int64) + 1
+        flat = choices[:, kernels] * by_kernel + choices[:, expands] + np.arange(len(self._units)) * by_block
+        flat += resolutions[:, None] * by_resolution
+        first = last = np.zeros(len(rows), np.int16)
+        if elastic:
+            multipliers = self.space.multiplier_indices(rows)
+            before = np.where(self._origins < 0, 0, multipliers[:, self._origins])
+            flat += before * by_before + multipliers[:, self._units] * by_own
+            first, last = multipliers[:, 0], multipliers[:, -1]
+        layers = self.blocks.ravel()[flat].sum(axis=1)
+        return np.asarray(self.stem[resolutions, first] + self.head[resolutions, last] + layers)
 
     def cheapest(self) -> tuple[Rows, NDArray[np.float64]]:
-        """The cheapest row at each resolution and its cost: exact, as blocks cost independently of each other."""
-        space, columns = self.space, len(self.space.choice_counts)
-        rows = np.full((len(space.resolutions), columns), -1, np.int16)
-        first, blocks = 1 + len(space.units), self.blocks.shape[1]
-        for r in range(len(space.resolutions)):
-            rows[r, 0] = r
-            start = 0
-            for u, unit in enumerate(space.units):
-                priced = self._priced[r, start : start + unit.depths[-1]]
-                flat = priced.reshape(len(priced), -1)
-                best = flat.min(axis=1)
-                sums = np.cumsum(best)[np.array(unit.depths) - 1]
-                depth = int(sums.argmin())
-                rows[r, 1 + u] = depth
-                for b in range(unit.depths[depth]):
-                    k, e = divmod(int(flat[b].argmin()), priced.shape[2])
-                    rows[r, first + start + b] = k
-                    rows[r, first + blocks + start + b] = e
-                start += unit.depths[-1]
+        """The cheapest row at each resolution and its cost.
+
+        Exact: only the width multipliers of neighbouring units depend on each other, so this is a
+        shortest path through the units.
+        """
+        rows = np.stack([self._row(r, self._cheapest_path(r)) for r in range(len(self.space.resolutions))])
         return rows, self(rows)
+
+    def _cheapest_path(self, r: int) -> list[_Form]:
+        paths: list[list[_Form]] = [[]]  # the cheapest way up to the unit before, for each of its multipliers
+        for u, unit in enumerate(self.space.units):
+            paths = [
+                min(
+                    ([*path, self._cheapest_form(r, u, before, m)] for before, path in enumerate(paths)),
+                    key=lambda path: sum(form.cost for form in path),
+                )
+                for m in range(len(unit.width_multipliers))
+            ]
+        return min(paths, key=lambda path: sum(form.cost for form in path) + self.head[r, path[-1].multiplier])
+
+    def _cheapest_form(self, r: int, u: int, before: int, m: int) -> _Form:
+        """The cheapest form of a unit with multiplier `m`, behind one with multiplier `before`."""
+        unit, start = self.space.units[u], int(np.searchsorted(self._units, u))
+        priced = self.blocks[r, start : start + unit.depths[-1], :, m, 1:, 1:]
+        priced = np.concatenate([priced[:1, before], priced[1:, m]])
+        forms = []
+        for d, depth in enumerate(unit.depths):
+            open_expands = [d] if unit.tied else list(range(len(unit.expands)))
+            costs = priced[:depth][:, :, open_expands].reshape(depth, priced.shape[1] * len(open_expands))
+            kernels, expands = np.divmod(costs.argmin(axis=1), len(open_expands))
+            cost = float(costs.min(axis=1).sum()) + (float(self.stem[r, m]) if u == 0 else 0.0)
+            forms.append(_Form(cost, m, d, kernels.tolist(), [open_expands[e] for e in expands.tolist()]))
+        return min(forms, key=lambda form: form.cost)
+
+    def _row(self, r: int, path: list[_Form]) -> Rows:
+        depths, kernels, expands, widths = self.space.slices
+        row = np.full(len(self.space.columns), -1, np.int16)
+        row[0] = r
+        row[depths] = [form.depth for form in path]
+        row[widths] = [
+            f.multiplier for f, u in zip(path, self.space.units, strict=True) if len(u.width_multipliers) > 1
+        ]
+        for u, form in enumerate(path):
+            start, depth = int(np.searchsorted(self._units, u)), len(form.kernels)
+            row[kernels][start : start + depth] = form.kernels
+            row[expands][start : start + depth] = form.expands
+        return row
 
 
 def pricer(space: SearchSpace, model: CostModel) -> Pricer:
     """The fastest way to cost rows of a space with a model."""
-    if isinstance(model, AdditiveCost):
+    if model.at(space.resolutions[0]) is not None:
         return PriceTable(space, model)
     return lambda rows: np.array([model.cost(space.lower(arch)) for arch in space.from_rows(rows)], float)

@@ -7,20 +7,38 @@ from onceforall.errors import InvalidConfiguration
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import InvertedResidualSpace
 from onceforall.spaces.mobilenet_v3 import mobilenet_v3, mobilenet_v3_small_images
+from onceforall.spaces.proxyless import proxyless
+from onceforall.spaces.resnet50d import ResNetSpace, resnet50d
 
-__all__ = ["BY_NAME", "from_json", "mobilenet_v3", "mobilenet_v3_small_images"]
+__all__ = ["BY_NAME", "from_json", "mobilenet_v3", "mobilenet_v3_small_images", "proxyless", "register", "resnet50d"]
 
-BY_NAME: dict[str, Callable[..., InvertedResidualSpace]] = {
+BY_NAME: dict[str, Callable[..., SearchSpace]] = {
     "mobilenet_v3": mobilenet_v3,
     "mobilenet_v3_small_images": mobilenet_v3_small_images,
+    "proxyless": proxyless,
+    "resnet50d": resnet50d,
 }
 
-_TYPES = {"inverted_residual": InvertedResidualSpace}
+_READERS: dict[str, Callable[[Mapping[str, Any]], SearchSpace]] = {
+    "inverted_residual": InvertedResidualSpace.from_json,
+    "resnet": ResNetSpace.from_json,
+}
+
+
+def register(kind: str, reader: Callable[[Mapping[str, Any]], SearchSpace]) -> None:
+    """Teach `from_json`, and so checkpoints, to read a space whose JSON has `"type": kind`.
+
+    Raises InvalidConfiguration where another reader has that name.
+    """
+    if _READERS.setdefault(kind, reader) != reader:
+        raise InvalidConfiguration(f"space type {kind!r} is taken: choose another name")
 
 
 def from_json(value: Mapping[str, Any]) -> SearchSpace:
     """The space that `SearchSpace.to_json` wrote. Raises InvalidConfiguration."""
     kind = value.get("type")
-    if kind not in _TYPES:
-        raise InvalidConfiguration(f"space type {kind!r}: known types are {', '.join(_TYPES)}")
-    return _TYPES[kind].from_json(value)
+    if kind not in _READERS:
+        raise InvalidConfiguration(
+            f"space type {kind!r}: known types are {', '.join(_READERS)}; import the module that registers it"
+        )
+    return _READERS[kind](value)

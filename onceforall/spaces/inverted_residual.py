@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, get_args
 
 from onceforall.architecture import Gene
+from onceforall.choices import Unit
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import (
     Activation,
@@ -17,22 +18,32 @@ from onceforall.layers import (
     MBConvSpec,
     PoolSpec,
     make_divisible,
+    scaled,
     strided_size,
 )
-from onceforall.space import SearchSpace, Unit
+from onceforall.space import SearchSpace
 
 
 @dataclass(frozen=True)
 class Stage(Unit):
-    """One row of a stage table: a unit of inverted residual blocks.
+    """One row of a stage table: a unit of inverted residual blocks, `width` channels wide.
 
-    The first block has the stride and no shortcut; the others have stride 1 and a shortcut.
+    The first block has the stride and no shortcut; the others have stride 1 and a shortcut. A width
+    multiplier scales the output channels of all blocks, and so the input and middle channels of
+    those that read them.
     """
 
     width: int
     stride: int
     activation: Activation
     squeeze_excite: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depths[0] < 1:
+            raise InvalidConfiguration(
+                f"depths {self.depths}: a unit that changes width or size has at least one block"
+            )
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class FirstBlock:
 
 @dataclass(frozen=True)
 class InvertedResidualSpace(SearchSpace):
-    """MobileNetV3 and its relatives: stem, a fixed block, elastic units, head.
+    """MobileNetV3, ProxylessNAS and their relatives: stem, a fixed block, elastic units, head.
 
     The head is a 1x1 convolution to `final_width`, global average pooling, a 1x1 convolution
     without batch norm to `mix_width` (0: none), and a linear classifier.
@@ -71,7 +82,7 @@ class InvertedResidualSpace(SearchSpace):
             if activation not in get_args(Activation):
                 raise InvalidConfiguration(f"activation {activation!r}: choices are {', '.join(get_args(Activation))}")
 
-    def stem(self, resolution: int) -> tuple[LayerSpec, ...]:
+    def stem(self, resolution: int, multiplier: float = 1) -> tuple[LayerSpec, ...]:
         size = strided_size(resolution, self.stem_stride)
         first = self.first
         return (
@@ -91,15 +102,17 @@ class InvertedResidualSpace(SearchSpace):
             ),
         )
 
-    def block(self, resolution: int, unit: int, index: int, gene: Gene) -> LayerSpec:
+    def block(
+        self, resolution: int, unit: int, index: int, gene: Gene, multiplier: float = 1, in_multiplier: float = 1
+    ) -> LayerSpec:
         stage = self.units[unit]
-        in_channels = stage.width if index else self._in_widths[unit]
+        in_channels = scaled(stage.width if index else self._in_widths[unit], in_multiplier)
         mid_channels = make_divisible(round(in_channels * gene.expand))
         return MBConvSpec(
             self._in_size(resolution, unit, index),
             in_channels,
             mid_channels,
-            stage.width,
+            scaled(stage.width, multiplier),
             gene.kernel,
             1 if index else stage.stride,
             stage.activation,
@@ -108,9 +121,9 @@ class InvertedResidualSpace(SearchSpace):
             bn_eps=self.bn_eps,
         )
 
-    def head(self, resolution: int) -> tuple[LayerSpec, ...]:
+    def head(self, resolution: int, multiplier: float = 1) -> tuple[LayerSpec, ...]:
         size = self._in_size(resolution, len(self.units), 0)
-        width = self.units[-1].width
+        width = scaled(self.units[-1].width, multiplier)
         expand = ConvSpec(size, width, self.final_width, 1, 1, self.activation, bn_eps=self.bn_eps)
         features = self.mix_width or self.final_width
         mix = (
@@ -144,12 +157,8 @@ class InvertedResidualSpace(SearchSpace):
         """The inverse of `to_json`. Raises InvalidConfiguration where the form is wrong."""
         fields = {key: item for key, item in value.items() if key != "type"}
         try:
-            fields["units"] = tuple(
-                Stage(**{**stage, **{key: tuple(stage[key]) for key in ("depths", "kernels", "expands")}})
-                for stage in fields["units"]
-            )
+            fields["units"] = tuple(Stage(**stage) for stage in fields["units"])
             fields["first"] = FirstBlock(**fields["first"])
-            fields["resolutions"] = tuple(fields["resolutions"])
             return cls(**fields)
         except (KeyError, TypeError) as error:
             raise InvalidConfiguration(f"not an inverted-residual space: {error}") from error

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from onceforall.choices import ELASTIC, Choices
 from onceforall.errors import InvalidConfiguration
+
+S = TypeVar("S", bound=Choices)
 
 
 @dataclass(frozen=True)
 class Phase:
     """One stage of a schedule. Resolution is elastic in every phase, one size a batch.
 
-    depths, kernels, expands: how many of each unit's largest choices are open.
+    depths, kernels, expands, width_multipliers: how many of each unit's largest choices are open.
     learning_rate: the peak, after a linear warm-up; it falls to 0 along a cosine.
     subnets: sub-networks whose gradients add up in one step.
     distill: weight of the soft cross entropy with the teacher, the largest network as the first
@@ -28,19 +31,25 @@ class Phase:
     depths: int = 1
     kernels: int = 1
     expands: int = 1
+    width_multipliers: int = 1
     subnets: int = 1
     distill: float = 1.0
     sort_channels: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0), ("warmup_epochs", 0), ("depths", 1), ("kernels", 1), ("expands", 1)):
-            _at_least(f"phase {self.name}: {name}", getattr(self, name), least)
-        _at_least(f"phase {self.name}: subnets", self.subnets, 1)
+        for name in ("epochs", "warmup_epochs"):
+            _at_least(f"phase {self.name}: {name}", getattr(self, name), 0)
+        for name in (*ELASTIC, "subnets"):
+            _at_least(f"phase {self.name}: {name}", getattr(self, name), 1)
         if not self.learning_rate > 0 or self.distill < 0:
             raise InvalidConfiguration(
                 f"phase {self.name}: learning_rate {self.learning_rate}, distill {self.distill}: "
                 "expected a positive rate and a weight of at least 0"
             )
+
+    def opened(self, space: S) -> S:
+        """The sub-space that this phase trains."""
+        return space.largest_choices(**{name: getattr(self, name) for name in ELASTIC})
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,8 @@ def progressive_shrinking(
 
     The defaults are the paper's for ImageNet: 605 epochs, batch 2048. `epochs` gives the length of
     the six phases; learning rates scale with the batch size (and with `learning_rate_scale`), and
-    warm-up takes 5 of 180 or 125 epochs, rounded, in the long phases.
+    warm-up takes 5 of 180 or 125 epochs, rounded, in the long phases. Width multipliers, which the
+    paper's spaces do not have, open with the expand ratios.
     """
     if len(epochs) != 6:
         raise InvalidConfiguration(
@@ -108,8 +118,8 @@ def progressive_shrinking(
         Phase("kernel", kernel, 0.96 * scale, warmup(kernel, 125), kernels=3),
         Phase("depth 1", depth1, 0.08 * scale, kernels=3, depths=2, subnets=2),
         Phase("depth 2", depth2, 0.24 * scale, warmup(depth2, 125), kernels=3, depths=3, subnets=2),
-        Phase("width 1", width1, 0.08 * scale, expands=2, **opened),
-        Phase("width 2", width2, 0.24 * scale, warmup(width2, 125), expands=3, **opened),
+        Phase("width 1", width1, 0.08 * scale, expands=2, width_multipliers=2, **opened),
+        Phase("width 2", width2, 0.24 * scale, warmup(width2, 125), expands=3, width_multipliers=4, **opened),
     )
     return Recipe("progressive_shrinking", phases, batch_size, weight_decay=weight_decay)
 

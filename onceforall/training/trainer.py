@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from onceforall.checkpoint import load_supernet, read_tensors, restore, save_supernet, write_tensors
+from onceforall.choices import ELASTIC
 from onceforall.data.augment import flip_and_shift
 from onceforall.data.dataset import ImageData
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
@@ -35,6 +36,7 @@ from onceforall.files import append_jsonl, as_json, read_json, read_jsonl, write
 from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.subnet import channels_last
 from onceforall.nn.supernet import Supernet
+from onceforall.space import SearchSpace
 from onceforall.training.losses import hard_cross_entropy, soft_cross_entropy
 from onceforall.training.recipe import Phase, Recipe
 
@@ -114,7 +116,7 @@ class _Run:
         while self.phase < len(self.recipe.phases):
             phase = self.recipe.phases[self.phase]
             if self.step == 0 and phase.sort_channels and budget > 0:
-                self.supernet.sort_channels(self._trained_expands())
+                self.supernet.sort_channels(self._trained())
             optimizer = self._optimizer(momentum)
             momentum = {}
             steps = phase.epochs * self.steps_per_epoch
@@ -158,8 +160,7 @@ class _Run:
         space = self.supernet.space
         resolution = int(rng.choice(space.resolutions))
         images = self.data.prepare(images, resolution)
-        options = space.largest_choices(depths=phase.depths, kernels=phase.kernels, expands=phase.expands)
-        options = options.restrict(resolutions=[resolution])
+        options = phase.opened(space).restrict(resolutions=[resolution])
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate(phase, steps)
         self.supernet.train()
@@ -217,15 +218,16 @@ class _Run:
         logits: Tensor = self.teachers[resolution](images)
         return logits
 
-    def _trained_expands(self) -> tuple[int, ...]:
-        """Expand ratios that the phases so far trained below the largest."""
-        opened = max((phase.expands for phase in self.recipe.phases[: self.phase]), default=1)
-        return tuple({expand for unit in self.supernet.space.units for expand in unit.expands[-opened:]})
+    def _trained(self) -> SearchSpace:
+        """The sub-space that the phases so far trained."""
+        phases = self.recipe.phases[: max(self.phase, 1)]
+        opened = {name: max(getattr(phase, name) for phase in phases) for name in ELASTIC}
+        return self.supernet.space.largest_choices(**opened)
 
     def _evaluate(self) -> Record:
         space = self.supernet.space
         phase = self.recipe.phases[self.phase]
-        smallest = space.largest_choices(depths=phase.depths, kernels=phase.kernels, expands=phase.expands).smallest()
+        smallest = phase.opened(space).smallest()
         copy = self.supernet if self.device.type == "cpu" else Supernet(space)
         if copy is not self.supernet:
             copy.load_state_dict(self.supernet.state_dict())

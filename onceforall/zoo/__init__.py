@@ -1,4 +1,4 @@
-"""The supernets that we trained and ship, with their labelled architectures and a card each (README.md)."""
+"""Supernets by name: those that we trained and ship (with labels and a card), and the published ones (`mit/...`)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from onceforall.checkpoint import load_supernet
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label, read_labels
+from onceforall.zoo import published
+from onceforall.zoo.published import specialized
+
+__all__ = ["NAMES", "PUBLISHED", "Entry", "load", "load_run", "specialized"]
 
 NAMES = ("cifar10",)
+PUBLISHED = tuple(published.SUPERNETS)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A shipped supernet, its labels, and where they are."""
+    """A supernet, its labelled architectures (none for a published one), and where they are."""
 
     name: str
     supernet: Supernet
@@ -24,17 +29,30 @@ class Entry:
     folder: Path
 
 
-def load(name: str = "cifar10") -> Entry:
-    """A shipped supernet by name. Raises InvalidConfiguration."""
+def load(name: str = "cifar10", file: str | Path | None = None) -> Entry:
+    """A supernet by name: a shipped one, or a published one, which is fetched once or read from `file`.
+
+    Raises InvalidConfiguration for an unknown name, DataUnavailable without a network,
+    IncompatibleCheckpoint where a file is not what it should be.
+    """
+    if name in PUBLISHED:
+        supernet, folder = published.supernet(name, file)
+        return Entry(name, supernet, [], folder)
     if name not in NAMES:
-        raise InvalidConfiguration(f"supernet {name!r}: shipped are {', '.join(NAMES)}")
+        raise InvalidConfiguration(
+            f"supernet {name!r}: shipped are {', '.join(NAMES)}; published are {', '.join(PUBLISHED)}"
+        )
+    if file is not None:
+        raise InvalidConfiguration(f"supernet {name!r} is shipped: a file can only be given for {', '.join(PUBLISHED)}")
     return load_run(Path(str(files(__package__) / name)), name)
 
 
-def load_run(folder: Path, name: str = "") -> Entry:
+def load_run(folder: Path, name: str = "", *, labels: bool = True) -> Entry:
     """The supernet and labels of a run folder (`supernet.safetensors`, `labels.jsonl`).
 
-    Raises IncompatibleCheckpoint or InvalidConfiguration where one is missing or foreign.
+    `labels`: whether they are wanted. Raises IncompatibleCheckpoint or InvalidConfiguration where one
+    is missing or foreign.
     """
     supernet = load_supernet(folder / "supernet.safetensors")
-    return Entry(name or folder.name, supernet, read_labels(folder / "labels.jsonl", supernet.space), folder)
+    rows = read_labels(folder / "labels.jsonl", supernet.space) if labels else []
+    return Entry(name or folder.name, supernet, rows, folder)

@@ -33,9 +33,9 @@ def test_unique_layers_have_distinct_keys_and_cover_the_space(space: SearchSpace
 def test_equal_keys_mean_equal_costs(space: SearchSpace) -> None:
     seen = {}
     for resolution in space.resolutions:
-        for layer in space.blocks(resolution):
+        for layer in space.layers(resolution):
             known = seen.setdefault(layer.key, layer)
-            assert (known.macs, known.params, known.live_elements) == (layer.macs, layer.params, layer.live_elements)
+            assert (known.macs, known.params, known.operations) == (layer.macs, layer.params, layer.operations)
 
 
 def test_an_unknown_layer_is_an_error_that_names_it(tiny_space: SearchSpace) -> None:

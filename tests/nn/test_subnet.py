@@ -6,7 +6,16 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from onceforall.layers import Activation, ConvSpec, LayerSpec, LinearSpec, MBConvSpec, PoolSpec
+from onceforall.layers import (
+    Activation,
+    BottleneckSpec,
+    ConvSpec,
+    LayerSpec,
+    LinearSpec,
+    MaxPoolSpec,
+    MBConvSpec,
+    PoolSpec,
+)
 from onceforall.nn.subnet import build, build_layer, fold_batch_norm, initialise
 from onceforall.nn.supernet import Supernet
 
@@ -18,6 +27,9 @@ MBCONV = MBConvSpec(8, 4, 16, 4, 5, 1, "relu", se_channels=8, shortcut=True)
     [
         (ConvSpec(9, 4, 6, 3, 2, "relu"), (2, 6, 5, 5)),
         (MBConvSpec(9, 4, 16, 6, 7, 2, "h_swish", se_channels=0, shortcut=False), (2, 6, 5, 5)),
+        (BottleneckSpec(9, 4, 8, 16, 2, "relu", downsample=True), (2, 16, 5, 5)),
+        (BottleneckSpec(9, 4, 8, 4, 1, "relu", downsample=False), (2, 4, 9, 9)),
+        (MaxPoolSpec(9, 4), (2, 4, 5, 5)),
         (PoolSpec(9, 4), (2, 4, 1, 1)),
         (LinearSpec(4 * 81, 3), (2, 3)),
     ],
@@ -44,10 +56,35 @@ def test_a_shortcut_adds_the_input() -> None:
     assert_close(with_shortcut, x + block(x.clone()))
 
 
-def test_a_block_leaves_its_input_alone() -> None:
+def test_a_convolution_with_a_shortcut_adds_the_input_after_its_activation() -> None:
+    layer = build_layer(ConvSpec(8, 4, 4, 3, 1, "relu", shortcut=True)).eval()
+    x = torch.randn(2, 4, 8, 8)
+    y = layer(x) - x
+    assert (y >= -1e-6).all()
+    layer.shortcut = False  # type: ignore[assignment]
+    assert_close(y, layer(x))
+
+
+@pytest.mark.parametrize("activation", ["relu", "none"])
+def test_a_bottleneck_activates_the_sum(activation: Activation) -> None:
+    block = build_layer(BottleneckSpec(8, 4, 8, 4, 1, activation, downsample=False)).eval()
+    x = torch.randn(2, 4, 8, 8)
+    total = block.main(x) + x  # type: ignore[operator]
+    assert_close(block(x), total.clamp(min=0) if activation == "relu" else total)
+
+
+def test_the_shortcut_of_a_bottleneck_averages_the_pixels_that_are_there() -> None:
+    block = build_layer(BottleneckSpec(3, 1, 8, 1, 2, "none", downsample=True)).eval()
+    pool = block.downsample.pool  # type: ignore[union-attr]
+    x = torch.arange(9.0).view(1, 1, 3, 3)
+    assert pool(x).tolist() == [[[[2.0, 3.5], [6.5, 8.0]]]]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("layer", [MBCONV, BottleneckSpec(8, 4, 8, 4, 1, "relu", downsample=False)], ids=str)
+def test_a_block_leaves_its_input_alone(layer: LayerSpec) -> None:
     x = torch.randn(2, 4, 8, 8)
     before = x.clone()
-    build_layer(MBCONV).eval()(x)
+    build_layer(layer).eval()(x)
     assert torch.equal(x, before)
 
 

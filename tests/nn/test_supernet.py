@@ -1,4 +1,5 @@
 import copy
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,11 @@ from torch.testing import assert_close
 
 from onceforall.architecture import Architecture
 from onceforall.errors import InvalidArchitecture, OutOfDomain
-from onceforall.nn.blocks import ElasticMBConv
+from onceforall.nn.blocks import ElasticBottleneck, ElasticMBConv
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
+from onceforall.spaces.inverted_residual import InvertedResidualSpace
+from onceforall.testing import scramble
 
 
 def images_for(arch: Architecture, count: int = 4, seed: int = 0) -> Tensor:
@@ -24,8 +27,16 @@ def some(space: SearchSpace, count: int = 4) -> list[Architecture]:
     return [space.smallest(), space.largest(), *(space.sample(rng) for _ in range(count))]
 
 
-def elastic_blocks(supernet: Supernet) -> list[ElasticMBConv]:
-    return [block for unit in supernet.units for block in unit]  # type: ignore[union-attr, misc]
+def importances(supernet: Supernet) -> list[list[Tensor]]:
+    """Of every block with middle channels: the importance of each layer of them, in order."""
+    found = []
+    for block in (block for unit in supernet.units for block in unit):  # type: ignore[union-attr]
+        readers = {
+            ElasticMBConv: lambda full: [full.project],
+            ElasticBottleneck: lambda full: [full.main.conv, full.main.restore],
+        }.get(type(block), lambda full: [])
+        found.append([part.conv.weight.abs().sum(dim=(0, 2, 3)) for part in readers(getattr(block, "full", None))])
+    return found
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -158,9 +169,15 @@ def outputs(supernet: Supernet, architectures: list[Architecture]) -> list[Tenso
     return [supernet(images_for(arch).double(), arch) for arch in architectures]
 
 
-def test_sorting_leaves_networks_of_full_width_unchanged(supernet: Supernet) -> None:
+def largest_expands(space: SearchSpace, expands: int, width_multipliers: int = 9) -> SearchSpace:
+    """The sub-space with the largest expand ratios only; depth is free where it is not tied to them."""
+    return space.largest_choices(depths=9, kernels=9, expands=expands, width_multipliers=width_multipliers)
+
+
+def test_sorting_leaves_networks_of_full_expand_ratio_and_width_unchanged(supernet: Supernet) -> None:
     supernet.double()
-    full = some(supernet.space.largest_choices(depths=9, kernels=9, expands=1), 2)
+    # With a width multiplier, a block has fewer middle channels at the same expand ratio.
+    full = some(largest_expands(supernet.space, 1, width_multipliers=1), 2)
     before = outputs(supernet, full)
     supernet.sort_channels()
     for output, expected in zip(outputs(supernet, full), before, strict=True):
@@ -169,36 +186,55 @@ def test_sorting_leaves_networks_of_full_width_unchanged(supernet: Supernet) -> 
 
 def test_sorting_leaves_trained_smaller_widths_unchanged(supernet: Supernet) -> None:
     supernet.double()
-    trained = some(supernet.space.restrict(expands=(4, 6)), 2)
-    before = outputs(supernet, trained)
-    supernet.sort_channels(trained_expands=(6, 4))
-    for output, expected in zip(outputs(supernet, trained), before, strict=True):
-        assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    space = supernet.space
+    for part in (largest_expands(space, 2), largest_expands(space, 1)):
+        trained = some(part, 2)
+        before = outputs(supernet, trained)
+        supernet.sort_channels(part)
+        for output, expected in zip(outputs(supernet, trained), before, strict=True):
+            assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sorting_changes_smaller_widths_that_are_not_trained(supernet: Supernet) -> None:
     supernet.double()
-    smallest = [supernet.space.smallest()]
+    space = supernet.space
+    smallest = [space.smallest()]
     (before,) = outputs(supernet, smallest)
-    supernet.sort_channels(trained_expands=(4,))
+    supernet.sort_channels(largest_expands(space, 1, width_multipliers=1))
     assert not torch.allclose(outputs(supernet, smallest)[0], before, rtol=1e-3, atol=1e-3)
 
 
 def test_sorting_orders_all_channels_by_importance(supernet: Supernet) -> None:
     supernet.sort_channels()
-    for block in elastic_blocks(supernet):
-        importance = block.full.project.conv.weight.abs().sum(dim=(0, 2, 3))
+    ordered = [importance for block in importances(supernet) for importance in block]
+    assert ordered
+    for importance in ordered:
         assert_close(importance, importance.sort(descending=True).values)
 
 
 def test_sorting_keeps_trained_channels_in_front_and_orders_each_range(supernet: Supernet) -> None:
-    space = supernet.space
-    front = space.largest_choices(depths=1, kernels=1, expands=9).restrict(expands=(4,)).largest()
-    layers = space.lower(front)[len(space.stem(front.resolution)) :]
-    before = copy.deepcopy(supernet)
-    supernet.sort_channels(trained_expands=(4,))
-    for block, old, layer in zip(elastic_blocks(supernet), elastic_blocks(before), layers, strict=False):
-        mid = layer.mid_channels  # type: ignore[union-attr]
-        importance, earlier = (b.full.project.conv.weight.abs().sum(dim=(0, 2, 3)) for b in (block, old))
-        for part in (slice(mid), slice(mid, None)):
-            assert_close(importance[part], earlier[part].sort(descending=True).values)
+    space, before = supernet.space, importances(supernet)
+    trained = largest_expands(space, 2)
+    supernet.sort_channels(trained)
+    ranges = 0
+    for place, after, earlier in zip(space.block_indices, importances(supernet), before, strict=True):
+        forms = [form.layer for form in trained.block_forms(space.resolutions[0], *place)]
+        for importance, old in zip(after, earlier, strict=True):
+            edges = [0, *sorted({form.mid_channels for form in forms})]  # type: ignore[union-attr]
+            assert edges[-1] == len(importance)
+            for start, end in itertools.pairwise(edges):
+                assert_close(importance[start:end], old[start:end].sort(descending=True).values)
+                ranges += 1
+    assert ranges > sum(map(len, before))  # somewhere, a smaller form was trained
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_was_trained_may_be_less_deep(tiny_space: InvertedResidualSpace, tied: bool) -> None:
+    units = tuple(replace(unit, expands=(3, 6), tied=tied) for unit in tiny_space.units)
+    supernet = Supernet(replace(tiny_space, units=units)).double().eval()
+    scramble(supernet)
+    trained = supernet.space.restrict(depths=[1, 2], expands=[3])
+    before = outputs(supernet, some(trained))
+    supernet.sort_channels(trained)
+    for output, expected in zip(outputs(supernet, some(trained)), before, strict=True):
+        assert_close(output, expected, rtol=1e-5, atol=1e-5)

@@ -80,16 +80,28 @@ def test_the_test_split_is_refused(tiny_supernet: Supernet, tiny_data: ImageData
         label(tiny_supernet, tiny_data, tmp_path / "labels.jsonl", split="test")
 
 
-def test_foreign_files_are_refused(tiny_supernet: Supernet, space: SearchSpace, tmp_path: Path) -> None:
+def test_foreign_files_are_refused(tiny_space: SearchSpace, tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     with pytest.raises(InvalidConfiguration, match="not a labels file"):
         read_labels(path)
     path.write_text('{"format": "onceforall.labels/1", "space": {}}\n{"kind": "random"}\n')
-    with pytest.raises(InvalidConfiguration, match="a row is not a label"):
+    with pytest.raises(InvalidConfiguration, match="a row is not a label: 'architecture'"):
         read_labels(path)
-    path.write_text('{"format": "onceforall.labels/1", "space": {}}\n')
-    with pytest.raises(InvalidConfiguration, match="another space"):
-        read_labels(path, space)
+    other = tiny_space.restrict(kernels=[3])
+    for foreign in ({}, other.to_json(), None):
+        path.write_text(json.dumps({"format": "onceforall.labels/1", "space": foreign}) + "\n")
+        with pytest.raises(InvalidConfiguration, match="another space"):
+            read_labels(path, tiny_space)
     path.write_text("{\n" + json.dumps({}) + "\n")
     with pytest.raises(IncompatibleCheckpoint, match="line 1 is not JSON"):
         read_labels(path)
+
+
+def test_labels_of_a_space_whose_json_says_less_are_its_own(tiny_space: SearchSpace, tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    value = tiny_space.to_json()
+    value["units"] = [
+        {k: v for k, v in unit.items() if k not in ("width_multipliers", "tied")} for unit in value["units"]
+    ]
+    path.write_text(json.dumps({"format": "onceforall.labels/1", "space": value}) + "\n")
+    assert read_labels(path, tiny_space) == []

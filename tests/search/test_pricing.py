@@ -1,22 +1,28 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory
+from onceforall.cost.analytic import Parameters, PeakActivationMemory, PeakConvolutionMemory
 from onceforall.cost.latency import LatencyTable
-from onceforall.cost.model import CostModel
+from onceforall.cost.model import AdditiveCost, CostModel
+from onceforall.layers import LayerSpec
 from onceforall.search.pricing import PriceTable, pricer
 from onceforall.space import SearchSpace
+from onceforall.spaces.inverted_residual import InvertedResidualSpace
+from onceforall.spaces.resnet50d import ResNetSpace
+from onceforall.testing import members
 
 
-@pytest.mark.parametrize("kind", ["macs", "params", "memory", "latency"])
+@pytest.mark.parametrize("kind", ["params", "memory", "convolution memory"])
 def test_prices_of_rows_equal_costs_of_layers(kind: str, space: SearchSpace, rng: np.random.Generator) -> None:
     model: CostModel = {
-        "macs": MACs(),
         "params": Parameters(),
         "memory": PeakActivationMemory(),
-        "latency": LatencyTable.synthetic(space),
+        "convolution memory": PeakConvolutionMemory(),
     }[kind]
     rows = space.sample_rows(50, rng)
     expected = [model.cost(space.lower(arch)) for arch in space.from_rows(rows)]
@@ -34,20 +40,50 @@ def vars_of(table: LatencyTable) -> dict[str, object]:
     return {"device": table.device, "entries": table.entries}
 
 
-def test_cheapest_is_exact(tiny_space: SearchSpace) -> None:
-    """Against every architecture of one resolution, with prices that do not grow with size."""
-    space = tiny_space.restrict(resolutions=[16], kernels=[3, 7], depths=[1, 2], expands=[3, 6])
-    rng = np.random.default_rng(1)
+class RandomPrices(AdditiveCost):
+    """Prices of either sign that follow from nothing, the same for equal layers."""
 
-    class Random(MACs):
-        prices: dict[str, float] = {}  # noqa: RUF012
+    name, unit, constant = "price", "", 3.0
 
-        def layer_cost(self, layer) -> float:  # type: ignore[no-untyped-def]
-            return self.prices.setdefault(layer.key, float(rng.normal()))
+    def __init__(self, seed: int) -> None:
+        self.rng, self.prices = np.random.default_rng(seed), dict[str, float]()
 
-    model = Random()
-    rows, costs = PriceTable(space, model).cheapest()
-    everything = np.unique(space.sample_rows(20_000, np.random.default_rng(0)), axis=0)
-    assert len(everything) == space.size
-    assert costs[0] == pytest.approx(PriceTable(space, model)(everything).min())
-    assert space.from_rows(rows)  # a valid architecture
+    def layer_cost(self, layer: LayerSpec) -> float:
+        return self.prices.setdefault(layer.key, float(self.rng.normal()))
+
+
+KINDS = ["plain", "width multipliers", "tied", "tied, with width multipliers", "resnet"]
+
+
+@pytest.fixture
+def few(
+    request: pytest.FixtureRequest, tiny_space: InvertedResidualSpace, tiny_resnet_space: ResNetSpace
+) -> SearchSpace:
+    """A space of a kind with so few networks that the cheapest is found by looking at all."""
+    options: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "width multipliers": {"kernels": (3,), "width_multipliers": (0.25, 0.5, 1)},
+        "tied": {"depths": (1, 3), "tied": True},
+        "tied, with width multipliers": {"depths": (1, 2), "tied": True, "width_multipliers": (0.5, 1)},
+    }
+    if request.param == "resnet":  # with a unit that depth 0 skips
+        return tiny_resnet_space.restrict(expands=[0.5])
+    part = tiny_space.restrict(kernels=[3, 7], depths=[1, 2], expands=[3, 6])
+    return replace(part, units=tuple(replace(unit, **options[request.param]) for unit in part.units))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("few", KINDS, indirect=True)
+def test_cheapest_is_the_minimum_over_all_members(few: SearchSpace, seed: int) -> None:
+    model = RandomPrices(seed)
+    everyone = list(members(few))
+    costs = {arch: model.cost(few.lower(arch)) for arch in everyone}
+    assert len(costs) == few.size >= 100
+    prices = PriceTable(few, model)
+    np.testing.assert_allclose(prices(few.to_rows(everyone)), list(costs.values()))
+    rows, found = prices.cheapest()
+    assert np.array_equal(rows, few.to_rows(few.from_rows(rows)))
+    for resolution, arch, cost in zip(few.resolutions, few.from_rows(rows), found, strict=True):
+        assert arch.resolution == resolution
+        assert cost == pytest.approx(costs[arch])
+        assert cost == pytest.approx(min(value for other, value in costs.items() if other.resolution == resolution))

@@ -1,14 +1,11 @@
-import json
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from onceforall import spaces
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import ConvSpec, MBConvSpec
 from onceforall.nn.supernet import Supernet
-from onceforall.space import SearchSpace
 
 V3 = spaces.mobilenet_v3(width=1.0)
 
@@ -94,52 +91,31 @@ def test_small_image_space_is_large_and_spans_a_factor_of_eight() -> None:
     assert largest >= 8 * smallest
 
 
-@pytest.mark.parametrize("name", spaces.BY_NAME)
-def test_named_spaces_are_made_without_arguments(name: str, rng: np.random.Generator) -> None:
-    space = spaces.BY_NAME[name]()
-    assert space.lower(space.sample(rng))[-1].out_size == 1
+def test_width_multipliers_scale_the_channels_of_a_unit_and_of_what_reads_them() -> None:
+    space = spaces.mobilenet_v3(width_multipliers=(0.25, 0.5, 0.75, 1.0))
+    plain = space.uniform(2, 3, 3, 224)
+    scaled = replace(plain, width_multipliers=(1, 0.5, 1, 1, 0.25))
+    widths = [(layer.in_channels, layer.out_channels) for layer in space.lower(plain)[2:-3]]  # type: ignore[union-attr]
+    assert widths == [
+        (16, 24), (24, 24), (24, 40), (40, 40), (40, 80), (80, 80), (80, 112), (112, 112), (112, 160), (160, 160),
+        (160, 960),
+    ]  # fmt: skip
+    widths = [(layer.in_channels, layer.out_channels) for layer in space.lower(scaled)[2:-3]]  # type: ignore[union-attr]
+    assert widths == [
+        (16, 24), (24, 24), (24, 24), (24, 24), (24, 80), (80, 80), (80, 112), (112, 112), (112, 40), (40, 40),
+        (40, 960),
+    ]  # fmt: skip
+    assert space.size == 25 * (4 * 7371) ** 5
 
 
-def test_json_round_trip(space: SearchSpace) -> None:
-    again = spaces.from_json(json.loads(json.dumps(space.to_json())))
-    assert again == space
-    assert again.lower(again.largest()) == space.lower(space.largest())
+def test_a_tied_space_has_its_three_forms_of_a_unit() -> None:
+    space = spaces.mobilenet_v3(resolutions=(224,), tied=True)
+    assert space.size == (3**2 + 3**3 + 3**4) ** 5
+    assert space.largest() == replace(V3.largest(), resolution=224)
+    assert space.smallest() == V3.uniform(2, 3, 3, 224)
 
 
-def test_json_of_an_unknown_type_is_refused_with_the_known_types() -> None:
-    with pytest.raises(InvalidConfiguration, match="space type 'transformer': known types are inverted_residual"):
-        spaces.from_json({"type": "transformer"})
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"units": None},
-        {"units": [3]},
-        {"units": [{"depths": [2]}]},
-        {"units": []},
-        {"first": {"width": 16}},
-        {"resolutions": 32},
-        {"resolutions": [32, 16]},
-        {"width": 1.0},
-    ],
-    ids=str,
-)
-def test_json_of_a_wrong_form_is_refused(change: dict[str, Any]) -> None:
-    value = json.loads(json.dumps(V3.to_json()))
-    with pytest.raises(InvalidConfiguration):
-        spaces.from_json({**value, **change})
-
-
-def test_json_without_a_field_is_refused() -> None:
-    value = V3.to_json()
-    del value["stem_width"]
-    with pytest.raises(InvalidConfiguration, match="stem_width"):
-        spaces.from_json(value)
-
-
-def test_an_unknown_activation_is_refused() -> None:
-    value = spaces.mobilenet_v3().to_json()
-    value["units"][0]["activation"] = "gelu"
-    with pytest.raises(InvalidConfiguration, match="activation 'gelu': choices are relu, relu6, h_swish, none"):
-        spaces.from_json(value)
+def test_a_unit_that_depth_can_take_away_is_refused() -> None:
+    message = r"^depths \(0, 2\): a unit that changes width or size has at least one block$"
+    with pytest.raises(InvalidConfiguration, match=message):
+        spaces.mobilenet_v3(depths=(0, 2))

@@ -4,6 +4,8 @@ from typing import Any
 import pytest
 
 from onceforall.errors import InvalidConfiguration
+from onceforall.space import SearchSpace
+from onceforall.spaces import mobilenet_v3
 from onceforall.training.recipe import Phase, Recipe, progressive_shrinking
 
 PAPER = progressive_shrinking()
@@ -25,6 +27,27 @@ def test_the_defaults_are_those_of_the_paper() -> None:
 def test_phases_open_kernels_then_depths_then_widths() -> None:
     opened = [(phase.kernels, phase.depths, phase.expands) for phase in PAPER.phases]
     assert opened == [(1, 1, 1), (3, 1, 1), (3, 2, 1), (3, 3, 1), (3, 3, 2), (3, 3, 3)]
+    assert [phase.width_multipliers for phase in PAPER.phases] == [1, 1, 1, 1, 2, 4]
+
+
+def test_the_last_phase_opens_everything(space: SearchSpace) -> None:
+    assert PAPER.phases[-1].opened(space) == space
+    first = PAPER.phases[0].opened(space)
+    assert first.size == len(space.resolutions)
+    assert first.largest() == space.largest()
+
+
+def test_a_phase_opens_its_number_of_largest_choices() -> None:
+    space = mobilenet_v3(resolutions=(32, 64), width_multipliers=(0.25, 0.5, 0.75, 1))
+    phase = Phase("x", 1, 0.1, depths=2, kernels=1, expands=3, width_multipliers=2)
+    assert phase.opened(space) == space.restrict(depths=[3, 4], kernels=[7], width_multipliers=[0.75, 1])
+
+
+def test_a_tied_space_opens_with_its_width_phases() -> None:
+    tied = mobilenet_v3(resolutions=(32,), tied=True)
+    opened = [phase.opened(tied).units[0] for phase in PAPER.phases]
+    assert [unit.expands for unit in opened] == [(6,), (6,), (6,), (6,), (4, 6), (3, 4, 6)]
+    assert [unit.depths for unit in opened] == [(4,), (4,), (4,), (4,), (3, 4), (2, 3, 4)]
 
 
 def test_channels_are_sorted_before_each_width_phase_only() -> None:
@@ -70,6 +93,7 @@ def test_json_round_trip(recipe: Recipe) -> None:
         ({"depths": 0}, "phase x: depths 0: expected at least 1"),
         ({"kernels": 0}, "phase x: kernels 0: expected at least 1"),
         ({"expands": 0}, "phase x: expands 0: expected at least 1"),
+        ({"width_multipliers": 0}, "phase x: width_multipliers 0: expected at least 1"),
         ({"subnets": 0}, "phase x: subnets 0: expected at least 1"),
         ({"learning_rate": 0.0}, "phase x: learning_rate 0.0, .*: expected a positive rate"),
         ({"learning_rate": float("nan")}, "phase x: learning_rate nan, .*: expected a positive rate"),

@@ -20,6 +20,7 @@ from onceforall.errors import InvalidConfiguration, TrainingDiverged, Unwritable
 from onceforall.files import read_json, read_jsonl
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
+from onceforall.spaces.inverted_residual import InvertedResidualSpace
 from onceforall.training import trainer
 from onceforall.training.recipe import Phase, Recipe, progressive_shrinking
 from onceforall.training.trainer import train
@@ -93,6 +94,38 @@ def test_a_run_stopped_and_resumed_ends_with_the_weights_of_an_undisturbed_one(
         train(Supernet(tiny_space, seed=5), tiny_data, RECIPE, tmp_path, stop_after=stop - before)
     resumed = train(Supernet(tiny_space, seed=5), tiny_data, RECIPE, tmp_path)
     assert_same_weights(weights_of(resumed), final_weights)
+
+
+# Sorts channels and opens every choice in two phases of three steps, one after the other.
+SHORT = Recipe(
+    "short",
+    (
+        Phase("full", 1, 0.02, distill=0.0),
+        Phase("open", 1, 0.02, depths=9, kernels=9, expands=9, width_multipliers=9, subnets=2, sort_channels=True),
+    ),
+    batch_size=180,
+)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "width multipliers", "tied"])
+def test_every_kind_of_space_trains_and_resumes_exactly(
+    tmp_path: Path, kind: str, tiny_space: InvertedResidualSpace, tiny_resnet_space: SearchSpace, tiny_data: ImageData
+) -> None:
+    options: dict[str, Any] = {
+        "width multipliers": {"width_multipliers": (0.5, 1)},
+        "tied": {"expands": (3, 6), "tied": True},
+    }
+    space = tiny_resnet_space
+    if kind != "resnet":
+        space = replace(tiny_space, units=tuple(replace(unit, **options[kind]) for unit in tiny_space.units))
+    whole = weights_of(train(Supernet(space), tiny_data, SHORT, tmp_path / "whole"))
+    assert all(torch.isfinite(tensor).all() for tensor in whole.values())
+    train(Supernet(space), tiny_data, SHORT, tmp_path / "run", stop_after=1)
+    train(Supernet(space, seed=5), tiny_data, SHORT, tmp_path / "run", stop_after=3)
+    resumed = train(Supernet(space, seed=5), tiny_data, SHORT, tmp_path / "run")
+    assert_same_weights(weights_of(resumed), whole)
+    matrices = [(name, tensor) for name, tensor in Supernet(space).named_parameters() if name.endswith("conv.weight")]
+    assert [name for name, initial in matrices if torch.equal(whole[name], initial)] == []
 
 
 def test_a_killed_run_resumes_to_the_weights_of_an_undisturbed_one(

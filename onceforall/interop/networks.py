@@ -1,0 +1,382 @@
+"""The authors' network descriptions: `net.config` and `run.config`, and a folder with `init` weights beside them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import nn
+
+from onceforall import spaces
+from onceforall.architecture import Architecture, Gene
+from onceforall.errors import IncompatibleCheckpoint, InvalidArchitecture, InvalidConfiguration
+from onceforall.files import read_json, write_json
+from onceforall.interop.checkpoints import STEM_CHANNELS, network_of, network_state
+from onceforall.interop.pickles import read_state, write_state
+from onceforall.layers import (
+    Activation,
+    BottleneckSpec,
+    ConvSpec,
+    LayerSpec,
+    LinearSpec,
+    MaxPoolSpec,
+    MBConvSpec,
+    PoolSpec,
+    make_divisible,
+)
+from onceforall.nn.subnet import build
+from onceforall.space import SearchSpace
+
+# What the authors' layers can be that these networks never are.
+PLAIN = {"dilation": 1, "groups": 1, "bias": False, "has_shuffle": False, "use_se": False, "ops_order": "weight_bn_act"}
+
+# What follows the blocks of each kind of network.
+HEADS = {
+    "MobileNetV3": ("final_expand_layer", "pool", "feature_mix_layer"),
+    "ProxylessNASNets": ("feature_mix_layer", "pool"),
+    "ResNets": ("pool",),
+}
+
+
+@dataclass(frozen=True)
+class PublishedNetwork:
+    """A network that the authors describe: its layers, and its name in a space where it is a member of one."""
+
+    resolution: int
+    layers: tuple[LayerSpec, ...]
+    space: SearchSpace | None
+    architecture: Architecture | None
+
+    def build(self, weights: str | Path | None = None) -> nn.Sequential:
+        """The network as plain torch modules, with the weights of a torch file where one is given.
+
+        Raises IncompatibleCheckpoint.
+        """
+        return network_of(read_state(weights), self.layers, str(weights)) if weights else build(self.layers)
+
+
+def load_network(folder: str | Path) -> tuple[PublishedNetwork, nn.Sequential]:
+    """A specialised network of the authors: a folder with `net.config`, `run.config` and `init`.
+
+    Raises InvalidConfiguration, IncompatibleCheckpoint.
+    """
+    folder = Path(folder)
+    network = read_network(read_json(folder / "net.config"), read_json(folder / "run.config"))
+    return network, network.build(folder / "init")
+
+
+def save_network(folder: str | Path, network: nn.Sequential, layers: Sequence[LayerSpec]) -> None:
+    """Write a network of these layers as the authors do: `net.config`, `run.config`, `init`.
+
+    Raises IncompatibleCheckpoint where the network is not that of the layers, UnwritableOutput.
+    """
+    folder = Path(folder)
+    state = network_state(network, layers)
+    write_json(folder / "net.config", network_config(layers))
+    write_json(folder / "run.config", {"image_size": _resolution(layers)})
+    write_state(folder / "init", state)
+
+
+def read_network(net_config: Mapping[str, Any], run_config: Mapping[str, Any]) -> PublishedNetwork:
+    """The network of a `net.config` at the image size of its `run.config`. Raises InvalidConfiguration."""
+    try:
+        resolution = _positive(run_config, "image_size")
+        layers = tuple(_layers(net_config, resolution))
+        _check_channels(layers)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidConfiguration(f"not a network config of the authors: {error!r}") from error
+    space = _published_space(layers, resolution)
+    architecture = architecture_of(space, layers) if space else None
+    return PublishedNetwork(resolution, layers, space if architecture else None, architecture)
+
+
+def architecture_of(space: SearchSpace, layers: Sequence[LayerSpec]) -> Architecture | None:
+    """The member of a space that lowers to exactly these layers, or None."""
+    if not layers or not isinstance(layers[0], ConvSpec) or layers[0].in_size not in space.resolutions:
+        return None
+    resolution = layers[0].in_size
+
+    def members(u: int, position: int, before: int) -> Iterator[tuple[list[tuple[Gene, ...]], list[float]]]:
+        """Every way to read the layers from `position` on as units `u` and later, with their multipliers."""
+        if u == len(space.units):
+            yield [], []
+            return
+        unit = space.units[u]
+        for m, multiplier in enumerate(unit.width_multipliers):
+            genes: list[Gene] = []
+            for index in range(unit.depths[-1] + 1):
+                if index in unit.depths:
+                    for following, multipliers in members(u + 1, position + index, m):
+                        yield [tuple(genes), *following], [multiplier, *multipliers]
+                if index == unit.depths[-1] or position + index >= len(layers):
+                    break
+                wanted = layers[position + index], m, m if index else before
+                found = (
+                    Gene(unit.kernels[form.kernel], unit.expands[form.expand])
+                    for form in space.block_forms(resolution, u, index)
+                    if (form.layer, form.multiplier, form.in_multiplier) == wanted
+                )
+                gene = next(found, None)
+                if gene is None:
+                    break
+                genes.append(gene)
+
+    for units, multipliers in members(0, len(space.stem(resolution)), 0):
+        architecture = Architecture(resolution, tuple(units), tuple(multipliers))
+        with contextlib.suppress(InvalidArchitecture):  # a depth and an expand ratio that are not tied to each other
+            if space.lower(architecture) == tuple(layers):
+                return architecture
+    return None
+
+
+def network_config(layers: Sequence[LayerSpec]) -> dict[str, Any]:
+    """The `net.config` of a network. Raises InvalidConfiguration where the authors have no such layer."""
+    blocks = [layer for layer in layers if isinstance(layer, MBConvSpec | BottleneckSpec)]
+    convolutions = [layer for layer in layers if isinstance(layer, ConvSpec)]
+    (classifier,) = (layer for layer in layers if isinstance(layer, LinearSpec))
+    config: dict[str, Any] = {"bn": {"momentum": 0.1, "eps": convolutions[0].bn_eps}}
+    tail = {"blocks": list(map(_block_config, blocks)), "classifier": _linear_config(classifier)}
+    if any(isinstance(layer, BottleneckSpec) for layer in layers):
+        return {"name": "ResNets", **config, "input_stem": list(map(_conv_config, convolutions)), **tail}
+    first, *rest = map(_conv_config, convolutions)
+    name = "MobileNetV3" if len(rest) == 2 else "ProxylessNASNets"
+    names = [part for part in HEADS[name] if part != "pool"]
+    if len(names) != len(rest):
+        raise InvalidConfiguration(f"{len(rest)} convolutions after the blocks: the authors' networks have 1 or 2")
+    return {"name": name, **config, "first_conv": first, **dict(zip(names, rest, strict=True)), **tail}
+
+
+# Reading
+
+
+def _layers(config: Mapping[str, Any], resolution: int) -> Iterator[LayerSpec]:
+    """The layers of a network config, in order of execution."""
+    kind, eps = config["name"], config.get("bn", {}).get("eps", 1e-5)
+    if kind not in HEADS:
+        raise InvalidConfiguration(f"network {kind!r}: known are {', '.join(HEADS)}")
+    size = resolution
+    for entry in config["input_stem"] if kind == "ResNets" else [config["first_conv"]]:
+        layer: LayerSpec = _conv(entry["conv"], size, eps, True) if "conv" in entry else _conv(entry, size, eps)
+        size = layer.out_size
+        yield layer
+    if kind == "ResNets":
+        layer = MaxPoolSpec(size, config["input_stem"][-1]["out_channels"])
+        size = layer.out_size
+        yield layer
+    for block in config["blocks"]:
+        body = _bottleneck(block, size, eps) if kind == "ResNets" else _mbconv(block, size, eps)
+        size, channels = body.out_size, body.out_channels
+        yield body
+    for name in HEADS[kind]:
+        if name == "pool":
+            yield PoolSpec(size, channels)
+            size = 1
+        else:
+            conv = _conv(config[name], size, eps)
+            channels = conv.out_channels
+            yield conv
+    classifier = config["classifier"]
+    _only(classifier, "a classifier", bias=True, use_bn=False, act_func=None, ops_order="weight_bn_act")
+    features = _positive(classifier, "in_features")
+    yield LinearSpec(features, _positive(classifier, "out_features"), classifier.get("dropout_rate", 0))
+
+
+def _conv(config: Mapping[str, Any], size: int, eps: float, shortcut: bool = False) -> ConvSpec:
+    _only(config, "a convolution", **PLAIN)
+    return ConvSpec(
+        size,
+        _positive(config, "in_channels"),
+        _positive(config, "out_channels"),
+        _kernel(config),
+        _positive(config, "stride"),
+        _activation(config),
+        bool(config["use_bn"]),
+        eps,
+        shortcut,
+    )
+
+
+def _mbconv(block: Mapping[str, Any], size: int, eps: float) -> MBConvSpec:
+    config = block["conv"] if "conv" in block else block["mobile_inverted_conv"]
+    _only(config, "a block", groups=None)
+    shortcut = (block["shortcut"] or {}).get("name")
+    if shortcut not in (None, "IdentityLayer", "ZeroLayer"):
+        raise InvalidConfiguration(f"shortcut {shortcut!r} of a block: only IdentityLayer or none is supported")
+    mid = _middle(config, "in_channels")
+    return MBConvSpec(
+        size,
+        _positive(config, "in_channels"),
+        mid,
+        _positive(config, "out_channels"),
+        _kernel(config),
+        _positive(config, "stride"),
+        _activation(config),
+        make_divisible(mid // 4) if config["use_se"] else 0,
+        shortcut == "IdentityLayer",
+        config["expand_ratio"] != 1,
+        eps,
+    )
+
+
+def _bottleneck(config: Mapping[str, Any], size: int, eps: float) -> BottleneckSpec:
+    identity = config["stride"] == 1 and config["in_channels"] == config["out_channels"]
+    if config.get("groups", 1) != 1 or (not identity and config["downsample_mode"] != "avgpool_conv"):
+        raise InvalidConfiguration(
+            f"groups {config.get('groups', 1)}, downsample_mode {config['downsample_mode']!r} of a bottleneck: "
+            "only 1 and 'avgpool_conv' are supported"
+        )
+    return BottleneckSpec(
+        size,
+        _positive(config, "in_channels"),
+        make_divisible(_middle(config, "out_channels")),
+        _positive(config, "out_channels"),
+        _positive(config, "stride"),
+        _activation(config),
+        not identity,
+        _kernel(config),
+        eps,
+    )
+
+
+def _middle(config: Mapping[str, Any], base: str) -> int:
+    if config["mid_channels"] is not None:
+        return _positive(config, "mid_channels")
+    return round(_positive(config, base) * float(config["expand_ratio"]))
+
+
+def _only(config: Mapping[str, Any], what: str, **plain: Any) -> None:
+    for name, value in plain.items():
+        if config.get(name, value) != value:
+            raise InvalidConfiguration(f"{name} {config[name]!r} of {what}: only {value!r} is supported")
+
+
+def _positive(config: Mapping[str, Any], name: str) -> int:
+    value: object = config[name]
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise InvalidConfiguration(f"{name} {value!r}: expected a positive integer")
+
+
+def _kernel(config: Mapping[str, Any]) -> int:
+    kernel = _positive(config, "kernel_size")
+    if kernel % 2 == 0:
+        raise InvalidConfiguration(f"kernel_size {kernel}: expected an odd number")
+    return kernel
+
+
+def _activation(config: Mapping[str, Any]) -> Activation:
+    name = config["act_func"] or "none"
+    for activation in get_args(Activation):
+        if activation == name:
+            found: Activation = activation
+            return found
+    raise InvalidConfiguration(f"act_func {name!r}: choices are {', '.join(get_args(Activation))}")
+
+
+def _check_channels(layers: Sequence[LayerSpec]) -> None:
+    """Raises InvalidConfiguration where a layer does not take the channels that come out of the one before."""
+    channels = 3
+    for layer in layers:
+        match layer:
+            case LinearSpec():
+                takes, gives = layer.in_features, layer.out_features
+            case PoolSpec() | MaxPoolSpec():
+                takes, gives = layer.channels, layer.channels
+            case _:
+                takes, gives = layer.in_channels, layer.out_channels
+        if takes != channels:
+            raise InvalidConfiguration(f"{layer.key} takes {takes} channels, but the layer before it gives {channels}")
+        channels = gives
+
+
+def _published_space(layers: Sequence[LayerSpec], resolution: int) -> SearchSpace | None:
+    """The published space that a network may be a member of, at its resolution."""
+    stem, classifier = layers[0], layers[-1]
+    assert isinstance(stem, ConvSpec)
+    assert isinstance(classifier, LinearSpec)
+    options: dict[str, Any] = {
+        "resolutions": (resolution,),
+        "num_classes": classifier.out_features,
+        "dropout": classifier.dropout,
+    }
+    if any(isinstance(layer, BottleneckSpec) for layer in layers):
+        return spaces.resnet50d(**options)
+    if stem.out_channels not in STEM_CHANNELS:
+        return None
+    name, width = STEM_CHANNELS[stem.out_channels]
+    return spaces.BY_NAME[name](width, **options)
+
+
+def _resolution(layers: Sequence[LayerSpec]) -> int:
+    first = layers[0]
+    if not isinstance(first, ConvSpec):
+        raise IncompatibleCheckpoint(f"a network begins with a convolution, not with {first.key}")
+    return first.in_size
+
+
+# Writing
+
+
+def _conv_config(layer: ConvSpec) -> dict[str, Any]:
+    config = {
+        "name": "ConvLayer",
+        "kernel_size": layer.kernel,
+        "stride": layer.stride,
+        **{name: value for name, value in PLAIN.items() if name != "ops_order"},
+        "in_channels": layer.in_channels,
+        "out_channels": layer.out_channels,
+        "use_bn": layer.batch_norm,
+        "act_func": None if layer.activation == "none" else layer.activation,
+        "dropout_rate": 0,
+        "ops_order": PLAIN["ops_order"],
+    }
+    return _residual(config, layer.out_channels, True) if layer.shortcut else config
+
+
+def _block_config(layer: MBConvSpec | BottleneckSpec) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "in_channels": layer.in_channels,
+        "out_channels": layer.out_channels,
+        "kernel_size": layer.kernel,
+        "stride": layer.stride,
+        "mid_channels": layer.mid_channels,
+        "act_func": layer.activation,
+    }
+    if isinstance(layer, BottleneckSpec):
+        ratio = layer.mid_channels / layer.out_channels
+        extra = {"expand_ratio": ratio, "groups": 1, "downsample_mode": "avgpool_conv"}
+        return {"name": "ResNetBottleneckBlock", **config, **extra}
+    ratio = layer.mid_channels / layer.in_channels
+    if layer.expanded == (ratio == 1):
+        raise InvalidConfiguration(f"{layer.key}: the authors' blocks have an expansion unless their ratio is 1")
+    extra = {"expand_ratio": ratio, "use_se": layer.se_channels > 0, "groups": None}
+    return _residual({"name": "MBConvLayer", **config, **extra}, layer.out_channels, layer.shortcut)
+
+
+def _residual(conv: dict[str, Any], channels: int, shortcut: bool) -> dict[str, Any]:
+    identity = {
+        "name": "IdentityLayer",
+        "in_channels": channels,
+        "out_channels": channels,
+        "use_bn": False,
+        "act_func": None,
+        "dropout_rate": 0,
+        "ops_order": PLAIN["ops_order"],
+    }
+    return {"name": "ResidualBlock", "conv": conv, "shortcut": identity if shortcut else None}
+
+
+def _linear_config(layer: LinearSpec) -> dict[str, Any]:
+    return {
+        "name": "LinearLayer",
+        "in_features": layer.in_features,
+        "out_features": layer.out_features,
+        "bias": True,
+        "use_bn": False,
+        "act_func": None,
+        "dropout_rate": layer.dropout,
+        "ops_order": PLAIN["ops_order"],
+    }

@@ -1,0 +1,332 @@
+"""Conformance suites: what every search space and every latency table must do, ours and other people's.
+
+Subclass a suite in a test file and give it its fixtures; pytest then runs every test of the suite:
+
+    class TestMySpace(SearchSpaceSuite):  # from onceforall.testing import SearchSpaceSuite
+        @pytest.fixture
+        def space(self):
+            return my_space(resolutions=(32, 64))  # small ones are enough
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from onceforall import spaces
+from onceforall.architecture import Architecture, Gene
+from onceforall.choices import ELASTIC, Choices, Unit
+from onceforall.cost.analytic import MACs, macs, params
+from onceforall.cost.latency import LatencyTable, LatencyTables
+from onceforall.cost.model import CostModel
+from onceforall.errors import InfeasibleConstraint, InvalidArchitecture, OutOfDomain
+from onceforall.layers import LayerSpec, LinearSpec, MaxPoolSpec, PoolSpec
+from onceforall.nn.subnet import build
+from onceforall.nn.supernet import Supernet
+from onceforall.search.evolution import search
+from onceforall.search.pricing import PriceTable
+from onceforall.space import Rows, SearchSpace
+
+ENUMERABLE = 5000  # spaces of at most so many members are enumerated
+Table = LatencyTable | LatencyTables
+
+
+class SearchSpaceSuite:
+    """What every search space must do. A subclass provides the fixture `space`.
+
+    `spaces.from_json` must know its type (`spaces.register`), and its supernet must fit into memory.
+    """
+
+    def test_size_is_that_of_an_enumeration(self, space: SearchSpace) -> None:
+        """Of the space where it is small enough, and of those sub-spaces around its largest network that are."""
+        parts = [space, *(space.largest_choices(**{**dict.fromkeys(ELASTIC, 1), name: 2}) for name in ELASTIC)]
+        for part in parts:
+            if part.size <= ENUMERABLE:
+                everyone = set(members(part))
+                assert 1 <= part.size == len(everyone), f"size {part.size}, but {len(everyone)} members"
+                for arch in everyone:
+                    space.validate(arch)
+
+    def test_extremes_and_samples_are_members_and_samples_follow_their_generator(self, space: SearchSpace) -> None:
+        for arch in _some(space, 50):
+            space.validate(arch)
+        first, again, other = (_some(space, 20, seed) for seed in (1, 1, 2))
+        assert first == again, "the same seed drew other architectures"
+        assert first != other or space.size == 1, "another seed drew the same architectures"
+
+    def test_a_foreign_choice_is_refused_by_name(self, space: SearchSpace) -> None:
+        for arch, name in _foreigners(space):
+            for consume in (space.validate, space.lower):
+                with _raises(InvalidArchitecture, name):
+                    consume(arch)
+
+    def test_round_trip_through_the_text_of_json(self, space: SearchSpace) -> None:
+        again = spaces.from_json(json.loads(json.dumps(space.to_json())))
+        assert again == space, f"{space} came back as {again}"
+        for arch in _some(space, 20):
+            back = Architecture.from_json(json.loads(json.dumps(arch.to_json())))
+            assert back == arch, f"{arch} came back as {back}"
+
+    def test_sampled_mutated_and_crossed_rows_are_canonical(self, space: SearchSpace) -> None:
+        rng = np.random.default_rng(0)
+        first, second = space.to_rows(_some(space, 198)), space.sample_rows(200, rng)
+        before = first.copy()
+        mutants = [space.mutate_rows(first, rng, probability) for probability in (0.0, 0.1, 0.5, 1.0)]
+        assert np.array_equal(first, before), "mutation changed its parents"
+        assert np.array_equal(first, mutants[0]), "mutation with probability 0 redrew a choice"
+        for rows in (first, second, *mutants, space.crossover_rows(first, second, rng)):
+            architectures = space.from_rows(rows)
+            for arch, row, again in zip(architectures, rows, space.to_rows(architectures), strict=True):
+                assert np.array_equal(row, again), f"{arch} has the rows {row.tolist()} and {again.tolist()}"
+
+    def test_every_gene_of_a_child_comes_from_a_parent(self, space: SearchSpace) -> None:
+        rng = np.random.default_rng(0)
+        first, second = space.sample_rows(200, rng), space.sample_rows(200, rng)
+        child = space.crossover_rows(first, second, rng)
+        foreign = (child >= 0) & (child != first) & (child != second)
+        columns = [column for column, found in zip(space.columns, foreign.any(axis=0), strict=True) if found]
+        assert not columns, f"neither parent has a child's choice of {columns}"
+        assert np.array_equal(space.crossover_rows(first, first, rng), first), "a child of twins is not their twin"
+
+    def test_encodings_are_one_hot_distinct_and_round_trip(self, space: SearchSpace) -> None:
+        architectures = list(members(space) if space.size <= ENUMERABLE else dict.fromkeys(_some(space, 1000)))
+        features = space.encode(architectures)
+        assert set(np.unique(features)) <= {0, 1}, "an encoding has values other than 0 and 1"
+        distinct = len(np.unique(features, axis=0))
+        assert distinct == len(architectures), f"{len(architectures)} architectures have {distinct} encodings"
+        wrong = [arch for arch, back in zip(architectures, space.decode(features), strict=True) if arch != back]
+        assert not wrong, f"{wrong[0]} was decoded as another architecture"
+
+    def test_consecutive_layers_fit_from_the_image_to_the_classifier(self, space: SearchSpace) -> None:
+        for arch in _some(space, 20):
+            shape = 3, arch.resolution
+            for layer in space.lower(arch):
+                (takes, gives), size = _channels(layer), 1 if isinstance(layer, LinearSpec) else layer.in_size
+                assert shape == (takes, size), f"{arch}: {layer} does not take {shape[0]} channels of {shape[1]} px"
+                shape = gives, layer.out_size
+            assert shape[1] == 1, f"{arch} ends on feature maps of {shape[1]} px"
+
+    def test_a_block_depends_on_its_own_choices_only(self, space: SearchSpace) -> None:
+        """On its gene, the multiplier of its unit and that of the unit that it reads; and all its forms are listed."""
+        for resolution in space.resolutions:
+            forms = {
+                (block, *form[:4]): form.layer
+                for block, place in enumerate(space.block_indices)
+                for form in space.block_forms(resolution, *place)
+            }
+            listed = set(space.layers(resolution))
+            for arch in (replace(arch, resolution=resolution) for arch in _some(space, 20)):
+                blocks = [forms.get(key) for key in _form_keys(space, arch)]
+                first, last = arch.multipliers[0], arch.multipliers[-1]
+                expected = [*space.stem(resolution, first), *blocks, *space.head(resolution, last)]
+                assert len(space.lower(arch)) == len(expected), f"{arch} does not have {len(expected)} layers"
+                for layer, form in zip(space.lower(arch), expected, strict=True):
+                    assert layer == form, f"{arch} has {layer} where its choices alone give {form}"
+                    assert layer in listed, f"{arch} has {layer}, which layers({resolution}) does not list"
+
+    def test_costs_lie_between_those_of_the_smallest_and_the_largest_network(self, space: SearchSpace) -> None:
+        for cost in (macs, params):
+            least, most = cost(space.lower(space.smallest())), cost(space.lower(space.largest()))
+            for arch in _some(space, 100):
+                value = cost(space.lower(arch))
+                assert least <= value <= most, f"{cost.__name__} {value} of {arch}: expected {least} to {most}"
+
+    def test_a_built_network_has_the_parameters_and_macs_of_its_layers(self, space: SearchSpace) -> None:
+        for arch in _some(space, 8):
+            layers = space.lower(arch)
+            with torch.device("meta"):
+                network, image = build(layers).eval(), torch.empty(1, 3, arch.resolution, arch.resolution)
+            with FlopCounterMode(display=False) as counter:
+                network(image)
+            found = sum(parameter.numel() for parameter in network.parameters())
+            assert found == params(layers), f"{arch} has {found} parameters, its layers {params(layers)}"
+            found = counter.get_total_flops()
+            assert found == 2 * macs(layers), f"{arch} takes {found} operations, its layers {macs(layers)} MACs"
+
+    def test_the_supernet_computes_what_extracted_networks_do(self, space: SearchSpace) -> None:
+        """And sorting its channels leaves the largest network as it is."""
+        supernet, largest = Supernet(space).eval(), space.largest()
+        scramble(supernet)
+        with torch.inference_mode():
+            for arch in _some(space, 3):
+                _assert_close(supernet(_images(arch), arch), supernet.extract(arch)(_images(arch)), str(arch))
+            before = supernet(_images(largest), largest)
+            supernet.sort_channels()
+            _assert_close(supernet(_images(largest), largest), before, f"{largest} after sorting channels")
+
+    def test_prices_of_rows_are_the_costs_of_their_layers(self, space: SearchSpace) -> None:
+        _assert_prices(space, MACs())
+
+
+class LatencyTableSuite:
+    """What every latency table must do. A subclass provides the fixtures `space` and `table`.
+
+    A layer may cost nothing where the device runs it inside another one.
+    """
+
+    def test_every_layer_of_the_space_has_a_cost(self, space: SearchSpace, table: Table) -> None:
+        for resolution in space.resolutions:
+            for layer in space.layers(resolution):
+                cost = table.at(resolution).layer_cost(layer)
+                assert 0 <= cost < math.inf, f"{layer.key} at {resolution} px takes {cost} ms"
+
+    def test_a_network_takes_a_constant_and_the_sum_of_its_layers(self, space: SearchSpace, table: Table) -> None:
+        for arch in _some(space, 20):
+            layers, local = space.lower(arch), table.at(arch.resolution)
+            expected = local.constant + sum(map(local.layer_cost, layers))
+            assert 0 < expected < math.inf, f"{arch} takes {expected} ms"
+            for cost in (table.cost(layers), local.cost(layers)):
+                assert math.isclose(cost, expected), f"{arch} takes {cost} ms, its layers {expected} ms"
+
+    def test_round_trip_through_the_text_of_json(self, space: SearchSpace, table: Table) -> None:
+        again = type(table).from_json(json.loads(json.dumps(table.to_json())))
+        assert again.to_json() == table.to_json(), "read and written again, the table is another"
+        for arch in _some(space, 20):
+            before, after = (model.cost(space.lower(arch)) for model in (table, again))
+            assert before == after, f"{arch} takes {before} ms, and {after} ms after a round trip"
+
+    def test_an_unknown_layer_is_refused_by_name(self, space: SearchSpace, table: Table) -> None:
+        layer = LinearSpec(10**6 + 3, 10**6 + 33)
+        for resolution in space.resolutions:
+            with _raises(OutOfDomain, layer.key):
+                table.at(resolution).layer_cost(layer)
+
+    def test_prices_of_rows_are_the_costs_of_their_layers(self, space: SearchSpace, table: Table) -> None:
+        _assert_prices(space, table)
+
+    def test_a_bound_out_of_reach_is_refused_with_the_smallest_latency(self, space: SearchSpace, table: Table) -> None:
+        least = float(PriceTable(space, table).cheapest()[1].min())
+        with _raises(InfeasibleConstraint, f"{table.name} <= ") as caught:
+            search(space, _Indifferent(space), [table.at_most(0.9 * least)])
+        assert math.isclose(caught[0].smallest, least), f"the error says {caught[0].smallest} ms instead of {least} ms"
+        limit = table.at_most(least * (1 + 1e-9))
+        arch = search(space, _Indifferent(space), [limit], generations=1, population=4).architecture
+        assert math.isclose(table.cost(space.lower(arch)), least), f"{arch} does not take {least} ms"
+
+
+def members(space: Choices) -> Iterator[Architecture]:
+    """All architectures of a small space, by brute force."""
+
+    def forms(unit: Unit) -> Iterator[tuple[Gene, ...]]:
+        for index, depth in enumerate(unit.depths):
+            expands = unit.expands[index : index + 1] if unit.tied else unit.expands
+            genes = itertools.starmap(Gene, itertools.product(unit.kernels, expands))
+            yield from itertools.product(genes, repeat=depth)
+
+    units = itertools.product(*map(forms, space.units))
+    multipliers = itertools.product(*(unit.width_multipliers for unit in space.units))
+    yield from itertools.starmap(Architecture, itertools.product(space.resolutions, units, multipliers))
+
+
+def scramble(network: nn.Module, seed: int = 0) -> None:
+    """Random batch norms, biases and kernel transforms: fresh ones are identities that would hide a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            noise = torch.rand(tensor.shape, generator=generator) - 0.5
+            if name.endswith("running_mean"):
+                tensor.copy_(0.2 * noise)
+            elif name.endswith("running_var"):
+                tensor.copy_(1 + noise)
+            elif "transforms" in name or tensor.ndim == 1:
+                tensor.add_((0.2 if "transforms" in name else 0.5) * noise)
+
+
+class _Indifferent:
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+
+    def predict_rows(self, rows: Rows) -> NDArray[np.float64]:
+        return np.zeros(len(rows))
+
+
+def _some(space: SearchSpace, count: int, seed: int = 0) -> list[Architecture]:
+    """The extremes and `count` random members."""
+    rng = np.random.default_rng(seed)
+    return [space.smallest(), space.largest(), *(space.sample(rng) for _ in range(count))]
+
+
+def _foreigners(space: SearchSpace) -> Iterator[tuple[Architecture, str]]:
+    """Architectures with one choice that the space does not have, and how an error must call it."""
+    largest, resolution = space.largest(), space.resolutions[-1] + 1
+    yield replace(largest, resolution=resolution), f"resolution {resolution}"
+    for u, unit in enumerate(space.units):
+        depth, gene = unit.depths[-1] + 1, Gene(unit.kernels[-1], unit.expands[-1])
+        kernel, expand, multiplier = gene.kernel + 2, gene.expand + 1, unit.width_multipliers[-1] + 1
+        multipliers = (*largest.multipliers[:u], multiplier, *largest.multipliers[u + 1 :])
+        yield replace(largest, width_multipliers=multipliers), f"width multiplier {multiplier} at unit {u + 1}"
+        before, genes, after = largest.units[:u], largest.units[u][:-1], largest.units[u + 1 :]
+        place = f"at unit {u + 1}, block {depth - 1}"
+        for changed, name in (
+            ((gene,) * depth, f"depth {depth} at unit {u + 1}"),
+            ((*genes, gene._replace(kernel=kernel)), f"kernel {kernel} {place}"),
+            ((*genes, gene._replace(expand=expand)), f"expand {expand} {place}"),
+        ):
+            yield replace(largest, units=(*before, changed, *after)), name
+
+
+def _form_keys(space: SearchSpace, arch: Architecture) -> Iterator[tuple[int, int, int, int, int]]:
+    """Block, and indices of input multiplier, multiplier, kernel and expand, of each active block."""
+    chosen = [unit.width_multipliers.index(m) for unit, m in zip(space.units, arch.multipliers, strict=True)]
+    for block, (u, b) in enumerate(space.block_indices):
+        if b < arch.depths[u]:
+            gene, unit = arch.units[u][b], space.units[u]
+            before = chosen[u] if b else chosen[u - 1] if u else 0
+            yield block, before, chosen[u], unit.kernels.index(gene.kernel), unit.expands.index(gene.expand)
+
+
+def _channels(layer: LayerSpec) -> tuple[int, int]:
+    """Channels that a layer takes and gives."""
+    match layer:
+        case LinearSpec():
+            return layer.in_features, layer.out_features
+        case PoolSpec() | MaxPoolSpec():
+            return layer.channels, layer.channels
+        case _:
+            return layer.in_channels, layer.out_channels
+
+
+def _images(arch: Architecture) -> Tensor:
+    return torch.randn(2, 3, arch.resolution, arch.resolution, generator=torch.Generator().manual_seed(0))
+
+
+def _assert_close(found: Tensor, expected: Tensor, what: str) -> None:
+    error = float((found - expected).abs().max() / expected.abs().max())
+    assert error <= 1e-4, f"{what}: outputs differ by {error:.2g} of the largest"
+
+
+def _assert_prices(space: SearchSpace, model: CostModel) -> None:
+    """A PriceTable agrees with whole networks, and no network is cheaper than its cheapest."""
+    prices, rng = PriceTable(space, model), np.random.default_rng(0)
+    for index, (row, least) in enumerate(zip(*prices.cheapest(), strict=True)):
+        rows = np.concatenate([row[None], space.sample_rows(200, rng)])
+        rows[1:, 0] = index
+        architectures, costs = space.from_rows(rows), prices(rows)
+        for arch, price in zip(architectures[:50], costs[:50], strict=True):
+            expected = model.cost(space.lower(arch))
+            assert math.isclose(price, expected), f"{arch} is priced {price}, its layers cost {expected}"
+        assert (row[0], costs[0]) == (index, least), f"{architectures[0]} is no network that costs {least}"
+        cheaper = architectures[costs.argmin()]
+        assert least <= costs.min() * (1 + 1e-9), f"{cheaper} costs {costs.min()}, the cheapest network {least}"
+
+
+@contextmanager
+def _raises(error: type[Exception], text: str) -> Iterator[list[Any]]:
+    """Asserts that the block raises `error` with `text` in its message."""
+    caught: list[Any] = []
+    try:
+        yield caught
+    except error as found:
+        caught.append(found)
+    assert any(text in str(found) for found in caught), f"expected {error.__name__}: ... {text} ...; found {caught}"
