@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ class Architecture:
     def __str__(self) -> str:
         units = ["-".join(f"k{gene.kernel}e{gene.expand:g}" for gene in unit) or "none" for unit in self.units]
         if self.width_multipliers:
-            units = [f"{unit}(x{m:g})" for unit, m in zip(units, self.width_multipliers, strict=False)]
+            multipliers = [f"(x{m:g})" for m in self.width_multipliers]
+            units = ["".join(pair) for pair in itertools.zip_longest(units, multipliers, fillvalue="")]
         return f"{self.resolution}px {' '.join(units)}"
 
 

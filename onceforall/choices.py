@@ -46,6 +46,7 @@ class Unit:
                 not values
                 or list(values) != sorted(set(values))
                 or values[0] < (0 if name == "depths" else 1e-9)
+                or not all(map(math.isfinite, values))
                 or ("integers" in expected and not all(isinstance(value, int) for value in values))
                 or (name == "kernels" and any(value % 2 == 0 for value in values))
             ):
@@ -172,7 +173,7 @@ class Choices:
         def ranked(unit: Unit, ranks: Sequence[int]) -> Unit:
             choices = [getattr(unit, name) for name in ELASTIC]
             indices = [
-                rank * (len(values) - 1) // max(count - 1, 1)
+                round(rank * (len(values) - 1) / max(count - 1, 1))
                 for rank, count, values in zip(ranks, counts, choices, strict=True)
             ]
             return _choose(unit, {name: [index] for name, index in zip(ELASTIC, indices, strict=True)})
@@ -185,7 +186,7 @@ class Choices:
                 except InvalidConfiguration:  # a depth and an expand ratio that are not tied to each other
                     continue
                 members.append(replace(self, resolutions=(resolution,), units=units).smallest())
-        return members
+        return list(dict.fromkeys(members))  # depth 0 makes all kernels one network
 
     # Sub-spaces
 

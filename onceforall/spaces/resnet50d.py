@@ -60,6 +60,8 @@ class ResNetSpace(SearchSpace):
             raise InvalidConfiguration("a ResNet space has two units of the stem, and then stages")
         if any(unit.kernels != (3,) for unit in self.units):
             raise InvalidConfiguration("kernels of a ResNet space: 3 everywhere, as (3,)")
+        if any(unit.expands != (1,) for unit in self.units[:STEM_UNITS]):
+            raise InvalidConfiguration("expands of the stem's units: 1, as (1,)")
         if not set(self.units[0].depths) <= {0, 1} or self.units[1].depths != (2,):
             raise InvalidConfiguration(
                 f"depths {self.units[0].depths} and {self.units[1].depths} of the stem's units: expected 0 or 1, and 2"
