@@ -3,7 +3,9 @@
 Every consumer of an architecture reads these values: the builder of the static network, the
 analytic costs, the latency table, the exporter. All feature maps are square; sizes are in px.
 MACs count convolutions and linear layers (squeeze-excite included; biases, batch norm,
-activations and pooling not). Parameters count weights, biases, batch-norm scale and shift.
+activations and pooling not). Parameters count weights, biases, batch-norm scale and shift. Every
+layer has `in_size`, `out_size`, `in_channels`, `out_channels`, `macs`, `params`, `operations`, and a
+`key` that is equal for layers that take the same time.
 """
 
 from __future__ import annotations
@@ -228,6 +230,14 @@ class MaxPoolSpec:
     stride: int = 2
 
     @property
+    def in_channels(self) -> int:
+        return self.channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
+    @property
     def out_size(self) -> int:
         return strided_size(self.in_size, self.stride)
 
@@ -254,6 +264,14 @@ class PoolSpec:
 
     in_size: int
     channels: int
+
+    @property
+    def in_channels(self) -> int:
+        return self.channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
 
     @property
     def out_size(self) -> int:
@@ -283,6 +301,18 @@ class LinearSpec:
     in_features: int
     out_features: int
     dropout: float = 0.0
+
+    @property
+    def in_size(self) -> int:
+        return 1
+
+    @property
+    def in_channels(self) -> int:
+        return self.in_features
+
+    @property
+    def out_channels(self) -> int:
+        return self.out_features
 
     @property
     def out_size(self) -> int:

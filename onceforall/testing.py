@@ -31,7 +31,7 @@ from onceforall.cost.analytic import MACs, macs, params
 from onceforall.cost.latency import LatencyTable, LatencyTables
 from onceforall.cost.model import CostModel
 from onceforall.errors import InfeasibleConstraint, InvalidArchitecture, OutOfDomain
-from onceforall.layers import LayerSpec, LinearSpec, MaxPoolSpec, PoolSpec
+from onceforall.layers import LinearSpec
 from onceforall.nn.subnet import build
 from onceforall.nn.supernet import Supernet
 from onceforall.search.evolution import search
@@ -112,9 +112,9 @@ class SearchSpaceSuite:
         for arch in _some(space, 20):
             shape = 3, arch.resolution
             for layer in space.lower(arch):
-                (takes, gives), size = _channels(layer), 1 if isinstance(layer, LinearSpec) else layer.in_size
-                assert shape == (takes, size), f"{arch}: {layer} does not take {shape[0]} channels of {shape[1]} px"
-                shape = gives, layer.out_size
+                takes = layer.in_channels, layer.in_size
+                assert shape == takes, f"{arch}: {layer} does not take {shape[0]} channels of {shape[1]} px"
+                shape = layer.out_channels, layer.out_size
             assert shape[1] == 1, f"{arch} ends on feature maps of {shape[1]} px"
 
     def test_a_block_depends_on_its_own_choices_only(self, space: SearchSpace) -> None:
@@ -284,17 +284,6 @@ def _form_keys(space: SearchSpace, arch: Architecture) -> Iterator[tuple[int, in
             gene, unit = arch.units[u][b], space.units[u]
             before = chosen[u] if b else chosen[u - 1] if u else 0
             yield block, before, chosen[u], unit.kernels.index(gene.kernel), unit.expands.index(gene.expand)
-
-
-def _channels(layer: LayerSpec) -> tuple[int, int]:
-    """Channels that a layer takes and gives."""
-    match layer:
-        case LinearSpec():
-            return layer.in_features, layer.out_features
-        case PoolSpec() | MaxPoolSpec():
-            return layer.channels, layer.channels
-        case _:
-            return layer.in_channels, layer.out_channels
 
 
 def _images(arch: Architecture) -> Tensor:

@@ -29,11 +29,14 @@ class Server:
     cut: int = 0  # bytes after which it hangs up
     length: bool = True  # whether it says how long its answer is
     status: int = 0  # an error to answer with
+    etag: str = ""  # what names this version of the content
     asked: list[str] = field(default_factory=list)  # Range headers
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         asked = request.headers.get("Range", "")
         self.asked.append(asked)
+        if request.headers.get("If-Range", self.etag) != self.etag:
+            asked = ""  # another version: all of it
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.ranges else 0
         if self.status or start >= len(self.content):
             request.send_response(self.status or 416)
@@ -42,6 +45,8 @@ class Server:
             return
         body = self.content[start:]
         request.send_response(206 if asked and self.ranges else 200)
+        if self.etag:
+            request.send_header("ETag", self.etag)
         if self.length:
             request.send_header("Content-Length", str(len(body)))
         request.end_headers()
@@ -87,6 +92,17 @@ def test_a_file_arrives_whole_with_its_progress(server: Server, path: Path, monk
     assert path.read_bytes() == CONTENT
     assert files_in(path.parent) == ["file"]
     assert told == [(done, 100_000) for done in (30_000, 60_000, 90_000, 100_000)]
+
+
+def test_a_file_that_changed_in_between_is_not_spliced(server: Server, path: Path) -> None:
+    server.cut, server.etag = 60_000, '"first"'
+    with pytest.raises(DataUnavailable):
+        fetch(server.address, path)
+    server.cut, server.etag, server.content = 0, '"second"', CONTENT[::-1]
+    fetch(server.address, path)
+    assert server.asked == ["", "bytes=60000-"]
+    assert path.read_bytes() == CONTENT[::-1]
+    assert files_in(path.parent) == ["file"]
 
 
 def test_an_unknown_length_is_a_total_of_zero(server: Server, path: Path) -> None:

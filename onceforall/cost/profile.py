@@ -19,7 +19,6 @@ from onceforall.architecture import Architecture
 from onceforall.cost.latency import LatencyTable, Timing, Validation, unique_layers
 from onceforall.devices.device import Device, Run, summarise, time_turns
 from onceforall.errors import InvalidConfiguration
-from onceforall.layers import LayerSpec, LinearSpec, MaxPoolSpec, PoolSpec
 from onceforall.nn.subnet import build, fold_batch_norm
 from onceforall.space import SearchSpace
 
@@ -57,7 +56,9 @@ def profile(
     runs: list[Run] = [device.prepare(nn.Identity(), (1, 8, 1, 1))]
     total = len(layers) + len(networks)
     for layer in layers:
-        runs.append(device.prepare(fold_batch_norm(build([layer])), _input_shape(layer)))
+        runs.append(
+            device.prepare(fold_batch_norm(build([layer])), (1, layer.in_channels, layer.in_size, layer.in_size))
+        )
         report("preparing", len(runs) - 1, total)
     for arch in networks:
         runs.append(prepare_architecture(space, arch, device))
@@ -97,13 +98,3 @@ def prepare_architecture(space: SearchSpace, arch: Architecture, device: Device)
 def measure_latency(runs: list[Run], *, turns: int = 9, burst_seconds: float = 0.02, seed: int = 0) -> list[Timing]:
     """Measured latency of prepared networks, interleaved (ms)."""
     return [summarise(row) for row in time_turns(runs, turns=turns, burst_seconds=burst_seconds, seed=seed)]
-
-
-def _input_shape(layer: LayerSpec) -> tuple[int, ...]:
-    match layer:
-        case LinearSpec():
-            return (1, layer.in_features, 1, 1)
-        case PoolSpec() | MaxPoolSpec():
-            return (1, layer.channels, layer.in_size, layer.in_size)
-        case _:
-            return (1, layer.in_channels, layer.in_size, layer.in_size)

@@ -280,16 +280,11 @@ def _check_channels(layers: Sequence[LayerSpec]) -> None:
     """Raises InvalidConfiguration where a layer does not take the channels that come out of the one before."""
     channels = 3
     for layer in layers:
-        match layer:
-            case LinearSpec():
-                takes, gives = layer.in_features, layer.out_features
-            case PoolSpec() | MaxPoolSpec():
-                takes, gives = layer.channels, layer.channels
-            case _:
-                takes, gives = layer.in_channels, layer.out_channels
-        if takes != channels:
-            raise InvalidConfiguration(f"{layer.key} takes {takes} channels, but the layer before it gives {channels}")
-        channels = gives
+        if layer.in_channels != channels:
+            raise InvalidConfiguration(
+                f"{layer.key} takes {layer.in_channels} channels, but the layer before it gives {channels}"
+            )
+        channels = layer.out_channels
 
 
 def _published_space(layers: Sequence[LayerSpec], resolution: int) -> SearchSpace | None:
