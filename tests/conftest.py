@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,17 @@ def tiny_space() -> InvertedResidualSpace:
 @pytest.fixture(scope="session")
 def tiny_resnet_space() -> ResNetSpace:
     return make_tiny_resnet_space()
+
+
+@pytest.fixture(params=["resnet", "width multipliers", "tied"])
+def kind_of_space(request: pytest.FixtureRequest) -> SearchSpace:
+    """A tiny space of each kind beside the plain one."""
+    if request.param == "resnet":
+        return make_tiny_resnet_space()
+    space, options = make_tiny_space(), {"width_multipliers": (0.5, 1)}
+    if request.param == "tied":
+        options = {"expands": (3, 6), "tied": True}
+    return replace(space, units=tuple(replace(unit, **options) for unit in space.units))
 
 
 @pytest.fixture(scope="session")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from onceforall import cli, spaces
+from onceforall import cli, interop, spaces
 from onceforall.cost.profile import profile
 from onceforall.data.dataset import ImageData
+from onceforall.errors import InvalidConfiguration
+from onceforall.nn.supernet import Supernet
 from onceforall.predict import labels as labels_module
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.space import SearchSpace
@@ -36,6 +40,26 @@ def run(runner: CliRunner, *arguments: object) -> str:
     result = runner.invoke(cli.app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
+
+
+def test_published_files_are_imported_and_searched_with(road: CliRunner, tmp_path: Path) -> None:
+    """A supernet and an accuracy predictor in the authors' format, both with random weights."""
+    interop.save_supernet(tmp_path / "net.pth", Supernet(spaces.mobilenet_v3(1.2)))
+    sizes, layers = (128, 400, 400, 400, 1), {}
+    for number, (before, after) in enumerate(itertools.pairwise(sizes)):
+        layers |= {f"{2 * number}.weight": torch.randn(after, before) / 20, f"{2 * number}.bias": torch.zeros(after)}
+    torch.save(layers, tmp_path / "acc_predictor.pth")
+    for file, kind in (("net.pth", "supernet"), ("acc_predictor.pth", "predictor")):
+        run(road, "import", tmp_path / file, "--out", tmp_path / kind)
+        assert sorted(path.name for path in (tmp_path / kind).iterdir()) == ["manifest.json", f"{kind}.safetensors"]
+    predictor = ("--predictor", tmp_path / "predictor" / "predictor.safetensors")
+    target = ("--macs", 300, "--out", tmp_path / "result.json")
+    run(road, "search", "--model", tmp_path / "supernet", *predictor, *target)
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["architecture"]["resolution"] in (160, 176, 192, 208, 224)
+    assert found["predicted_costs"][0]["value"] <= 300e6
+    with pytest.raises(InvalidConfiguration, match="make one with `ofa label`"):
+        run(road, "search", "--model", tmp_path / "supernet", *target)
 
 
 def test_the_whole_road(road: CliRunner, tmp_path: Path) -> None:

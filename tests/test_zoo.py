@@ -58,3 +58,6 @@ def test_unknown_names_and_broken_files_are_refused(shipped: zoo.Entry, tmp_path
     shutil.copy(shipped.folder / "supernet.safetensors", tmp_path)
     with pytest.raises(InvalidConfiguration, match="not a labels file"):
         zoo.load_run(tmp_path)
+    assert zoo.load_run(tmp_path, labels=False).labels == []
+    with pytest.raises(InvalidConfiguration, match="'cifar10' is shipped: a file can only be given for mit/"):
+        zoo.load("cifar10", file=tmp_path / "supernet.safetensors")

@@ -150,6 +150,10 @@ class LatencyTables(CostModel):
     name: str = field(default="latency", init=False)
     unit: str = field(default="ms", init=False)
 
+    def __post_init__(self) -> None:
+        if not self.tables:
+            raise InvalidConfiguration("latency tables by resolution: expected at least one")
+
     def at(self, resolution: int) -> LatencyTable:
         """The table of a resolution. Raises OutOfDomain where there is none."""
         if resolution not in self.tables:

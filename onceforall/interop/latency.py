@@ -89,9 +89,12 @@ def _timing(layer: LayerSpec, key: str | None, measured: Mapping[str, Any], path
     try:
         entry = measured[key]
         spread = entry["std"] if "std" in entry else math.sqrt(entry.get("var", 0.0))
-        return Timing(float(entry["mean"]), float(spread), int(entry.get("count", 0)))
+        timing = Timing(float(entry["mean"]), float(spread), int(entry.get("count", 0)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidConfiguration(f"{path}: {key} holds no mean (ms): {measured[key]!r}") from error
+    if not 0 <= timing.median < math.inf:
+        raise InvalidConfiguration(f"{path}: {key} takes {timing.median} ms: expected a finite time of at least 0")
+    return timing
 
 
 def _classifier(space: SearchSpace) -> LinearSpec:

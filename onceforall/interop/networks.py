@@ -136,9 +136,14 @@ def network_config(layers: Sequence[LayerSpec]) -> dict[str, Any]:
     """The `net.config` of a network. Raises InvalidConfiguration where the authors have no such layer."""
     blocks = [layer for layer in layers if isinstance(layer, MBConvSpec | BottleneckSpec)]
     convolutions = [layer for layer in layers if isinstance(layer, ConvSpec)]
-    (classifier,) = (layer for layer in layers if isinstance(layer, LinearSpec))
+    classifiers = [layer for layer in layers if isinstance(layer, LinearSpec)]
+    if not convolutions or len(classifiers) != 1:
+        raise InvalidConfiguration(
+            f"{len(convolutions)} convolutions and {len(classifiers)} classifiers: the authors' networks begin with a "
+            "convolution and end with one classifier"
+        )
     config: dict[str, Any] = {"bn": {"momentum": 0.1, "eps": convolutions[0].bn_eps}}
-    tail = {"blocks": list(map(_block_config, blocks)), "classifier": _linear_config(classifier)}
+    tail = {"blocks": list(map(_block_config, blocks)), "classifier": _linear_config(classifiers[0])}
     if any(isinstance(layer, BottleneckSpec) for layer in layers):
         return {"name": "ResNets", **config, "input_stem": list(map(_conv_config, convolutions)), **tail}
     first, *rest = map(_conv_config, convolutions)

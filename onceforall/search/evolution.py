@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from onceforall.architecture import Architecture
 from onceforall.cost.model import Constraint
-from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
+from onceforall.errors import InfeasibleConstraint, InvalidArchitecture, InvalidConfiguration, OutOfDomain
 from onceforall.search.pricing import Pricer, PriceTable, pricer
 from onceforall.space import Rows, SearchSpace
 
@@ -102,7 +102,7 @@ def search(
     are mutations, half crossovers. `keep` is the number of networks reported, the best included.
     The predictor's space is this one, or a larger one that has all its choices.
     Raises InfeasibleConstraint at once where a bound lies below what the space can reach,
-    InvalidArchitecture where the predictor belongs to another space.
+    OutOfDomain where the predictor belongs to another space.
     """
     if population < 4 or generations < 1 or keep < 1 or not 0 < parents <= 1 or not 0 < mutation <= 1:
         raise InvalidConfiguration(
@@ -157,7 +157,10 @@ def _predict_rows_of(space: SearchSpace, accuracy: RowPredictor) -> Callable[[Ro
     own = accuracy.space
     if own == space:
         return accuracy.predict_rows
-    own.check_contains(space)
+    try:
+        own.check_contains(space)
+    except InvalidArchitecture as error:
+        raise OutOfDomain(f"the accuracy predictor belongs to another space than the search: {error}") from error
     return lambda rows: accuracy.predict_rows(own.adopt_rows(rows, space))
 
 

@@ -11,7 +11,7 @@ from onceforall.cost.analytic import macs
 from onceforall.cost.latency import LatencyTable
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.manifest import Network, Specialization
-from onceforall.deploy.specialize import _Job, parse_budget, specialize
+from onceforall.deploy.specialize import PARITY, _Job, parse_budget, specialize
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration, UnwritableOutput
 from onceforall.evaluate import measure_top1, specialised
@@ -19,6 +19,7 @@ from onceforall.files import sha256
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label, plan
 from onceforall.report import plots, tables
+from onceforall.space import SearchSpace
 
 BUDGETS = ("70%", "90%")
 
@@ -64,6 +65,26 @@ def result(
             supernet, labels, tiny_data, OnnxRuntimeDevice(), out, budgets=BUDGETS, table=table, candidates=2
         )
     return found, out
+
+
+def test_every_kind_of_space_is_specialised(
+    kind_of_space: SearchSpace, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = kind_of_space
+    rows = [
+        Label(kind, arch, 20 + 10 * float(np.log10(macs(space.lower(arch)))))
+        for kind, arch in plan(space, 20, seed=0, uniform=True)
+    ]
+    monkeypatch.setattr(_Job, "measure_latency", lambda self, networks: too_slow(networks))
+    found = specialize(
+        Supernet(space), rows, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("80%",),
+        table=LatencyTable.synthetic(space), candidates=1,
+    )  # fmt: skip
+    assert [network.role for network in found.networks] == ["largest", "searched", "uniform"]
+    for network in found.networks:
+        assert network.budget_met is not False
+        assert (tmp_path / network.file).is_file()
+        assert network.parity <= PARITY
 
 
 def test_every_budget_has_a_searched_and_a_uniform_network(result: tuple[Specialization, Path]) -> None:

@@ -233,6 +233,20 @@ def test_a_missing_key_is_named_with_its_file_and_layer(tmp_path: Path) -> None:
     read_latency(path, space.restrict(kernels=(3, 7)))  # which does not need it
 
 
+@pytest.mark.parametrize("mean", [-1.0, float("nan"), float("inf")])
+def test_a_mean_that_is_no_time_is_named(mean: float, tmp_path: Path) -> None:
+    space = spaces.proxyless(1.0, (96,))
+    key = "Conv-input:96x96x3-output:48x48x32"
+    path = write(tmp_path / "phone.yaml", made_up(space) | {key: {"mean": mean}})
+    with pytest.raises(InvalidConfiguration, match=rf"{key} takes {mean} ms: expected a finite time"):
+        read_latency(path, space)
+
+
+def test_tables_by_resolution_need_one() -> None:
+    with pytest.raises(InvalidConfiguration, match="expected at least one"):
+        LatencyTables({})
+
+
 @pytest.mark.parametrize("entry", [None, 3.5, "fast", [1.0], {}, {"std": 1.0}, {"mean": "fast"}, {"mean": None}])
 def test_an_entry_without_a_mean_is_named(entry: object, tmp_path: Path) -> None:
     space = spaces.proxyless(1.0, (96,))

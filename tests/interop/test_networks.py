@@ -245,6 +245,13 @@ def test_what_is_no_description_is_refused(value: Any) -> None:
 # Membership
 
 
+def test_layers_without_a_convolution_or_a_classifier_have_no_description() -> None:
+    layers = spaces.proxyless(1.3, (64,)).lower(spaces.proxyless(1.3, (64,)).smallest())
+    for part in ((), layers[:-1], layers[1:4], (*layers, layers[-1])):
+        with pytest.raises(InvalidConfiguration, match="begin with a convolution and end with one classifier"):
+            network_config(part)
+
+
 def test_layers_that_no_member_has_are_no_architecture() -> None:
     space = spaces.mobilenet_v3(1.0, (64,))
     layers = space.lower(space.uniform(depth=3, kernel=5, expand=4, resolution=64))

@@ -151,3 +151,10 @@ def test_what_is_written_is_what_the_authors_code_reads(tmp_path: Path) -> None:
     write_state(tmp_path / "file", state)
     assert list(torch.load(tmp_path / "file", weights_only=True)["state_dict"]) == list(STATE)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_level_of_a_parallel_wrapper_is_dropped_where_all_names_have_it(tmp_path: Path) -> None:
+    torch.save({f"module.{name}": tensor for name, tensor in STATE.items()}, tmp_path / "wrapped")
+    assert read_state(tmp_path / "wrapped").keys() == STATE.keys()
+    torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "mixed")
+    assert read_state(tmp_path / "mixed").keys() == {"module.a", "b"}

@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from onceforall import spaces
 from onceforall.architecture import Architecture, Gene
 from onceforall.cost.analytic import MACs
-from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, OFAError, OutOfDomain
+from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, OutOfDomain
 from onceforall.interop.predictors import PublishedPredictor, load_predictor
 from onceforall.search.evolution import search
 from onceforall.space import SearchSpace
@@ -140,7 +140,7 @@ def test_a_search_of_a_sub_space_gets_answers_for_its_own_rows(mobile: Published
     best = search(space, mobile, [MACs().at_most(400e6)], generations=2)
     assert best.accuracy == pytest.approx(mobile.predict([best.architecture])[0], abs=1e-3)
     for foreign in (spaces.mobilenet_v3(1.0, (224,)), spaces.mobilenet_v3(1.2, (128,)), spaces.proxyless(1.3, (224,))):
-        with pytest.raises(OFAError):
+        with pytest.raises(OutOfDomain, match="belongs to another space"):
             search(foreign, mobile, [MACs().at_most(400e6)], generations=2)
 
 

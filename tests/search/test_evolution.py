@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.model import Constraint
-from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
+from onceforall.errors import InfeasibleConstraint, InvalidConfiguration, OutOfDomain
 from onceforall.search.evolution import SearchResult, search
 from onceforall.space import Rows, SearchSpace
 
@@ -112,3 +112,12 @@ def test_result_round_trips_through_json(tiny_space: SearchSpace) -> None:
 def test_settings_out_of_range_are_refused(setting: dict[str, float], tiny_space: SearchSpace) -> None:
     with pytest.raises(InvalidConfiguration, match=next(iter(setting))):
         search(tiny_space, Linear(tiny_space), [], **setting)  # type: ignore[arg-type]
+
+
+def test_a_predictor_of_a_larger_space_answers_for_its_part(tiny_space: SearchSpace) -> None:
+    part, accuracy = tiny_space.restrict(resolutions=[20], kernels=[3, 7], depths=[2]), Linear(tiny_space)
+    result = search(part, accuracy, [], generations=5)
+    expected = accuracy.predict_rows(tiny_space.to_rows([result.architecture]))[0]
+    assert result.accuracy == pytest.approx(expected)
+    with pytest.raises(OutOfDomain, match=r"belongs to another space than the search: resolution \(16, 20\)"):
+        search(tiny_space, Linear(part), [])
