@@ -221,13 +221,11 @@ class BottleneckSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class MaxPoolSpec:
-    """Same-padded maximum over `kernel` x `kernel` pixels."""
+class _Pooling:
+    """What both poolings share: nothing to learn, and no MACs."""
 
     in_size: int
     channels: int
-    kernel: int = 3
-    stride: int = 2
 
     @property
     def in_channels(self) -> int:
@@ -238,16 +236,24 @@ class MaxPoolSpec:
         return self.channels
 
     @property
-    def out_size(self) -> int:
-        return strided_size(self.in_size, self.stride)
-
-    @property
     def macs(self) -> int:
         return 0
 
     @property
     def params(self) -> int:
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPoolSpec(_Pooling):
+    """Same-padded maximum over `kernel` x `kernel` pixels."""
+
+    kernel: int = 3
+    stride: int = 2
+
+    @property
+    def out_size(self) -> int:
+        return strided_size(self.in_size, self.stride)
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -259,31 +265,12 @@ class MaxPoolSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSpec:
+class PoolSpec(_Pooling):
     """Global average pooling to 1 x 1."""
-
-    in_size: int
-    channels: int
-
-    @property
-    def in_channels(self) -> int:
-        return self.channels
-
-    @property
-    def out_channels(self) -> int:
-        return self.channels
 
     @property
     def out_size(self) -> int:
         return 1
-
-    @property
-    def macs(self) -> int:
-        return 0
-
-    @property
-    def params(self) -> int:
-        return 0
 
     @property
     def operations(self) -> tuple[Operation, ...]:
