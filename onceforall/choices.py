@@ -117,14 +117,14 @@ class Choices:
         for u, (genes, multiplier, unit) in enumerate(zip(architecture.units, multipliers, self.units, strict=True), 1):
             _check("depth", len(genes), unit.depths, f" at unit {u}")
             _check("width multiplier", multiplier, unit.width_multipliers, f" at unit {u}")
+            tied = unit.expands[unit.depths.index(len(genes))] if unit.tied else None
             for b, gene in enumerate(genes, 1):
                 place = f" at unit {u}, block {b}"
                 _check("kernel", gene.kernel, unit.kernels, place)
                 _check("expand", gene.expand, unit.expands, place)
-                if unit.tied and gene.expand != unit.expands[unit.depths.index(len(genes))]:
+                if tied is not None and gene.expand != tied:
                     raise InvalidArchitecture(
-                        f"expand {gene.expand}{place}: depth {len(genes)} is tied to expand "
-                        f"{unit.expands[unit.depths.index(len(genes))]}"
+                        f"expand {gene.expand}{place}: depth {len(genes)} is tied to expand {tied}"
                     )
 
     def smallest(self) -> Architecture:
@@ -148,8 +148,7 @@ class Choices:
         """
         wanted = dict(zip(ELASTIC, (depth, kernel, expand, width_multiplier), strict=True))
         for name, value in wanted.items():
-            choices = sorted({choice for unit in self.units for choice in getattr(unit, name)})
-            _check(_singular(name), value, choices)
+            _check(_singular(name), value, self._choices_of_all(name))
 
         def chosen(unit: Unit, name: str) -> float:
             choices: tuple[float, ...] = getattr(unit, name)
@@ -188,6 +187,10 @@ class Choices:
                 members.append(replace(self, resolutions=(resolution,), units=units).smallest())
         return list(dict.fromkeys(members))  # depth 0 makes all kernels one network
 
+    def _choices_of_all(self, name: str) -> tuple[float, ...]:
+        """What at least one unit may be, in ascending order."""
+        return tuple(sorted({choice for unit in self.units for choice in getattr(unit, name)}))
+
     # Sub-spaces
 
     def check_contains(self, part: Choices) -> None:
@@ -222,28 +225,23 @@ class Choices:
             for name, values in zip(ELASTIC, (depths, kernels, expands, width_multipliers), strict=True)
         }
 
-        def kept(name: str, have: tuple[float, ...], want: Iterable[float] | None) -> list[int]:
-            wanted = have if want is None else tuple(want)
-            left = [index for index, value in enumerate(have) if value in wanted]
+        def kept(name: str, have: tuple[float, ...], want: tuple[float, ...] | None) -> list[int]:
+            left = [index for index, value in enumerate(have) if want is None or value in want]
             if not left:
-                raise InvalidConfiguration(f"{name} {listed(wanted)}: this space has {listed(have)}")
+                raise InvalidConfiguration(f"{name} {listed(want or ())}: this space has {listed(have)}")
             return left
 
         def part(unit: Unit) -> Unit:
+            choices: dict[str, tuple[float, ...]] = {name: getattr(unit, name) for name in ELASTIC}
             return _choose(
                 unit,
-                {
-                    name: kept(name, have, wanted[name] if len(have) > 1 else None)
-                    for name in ELASTIC
-                    for have in [getattr(unit, name)]
-                },
+                {name: kept(name, have, wanted[name] if len(have) > 1 else None) for name, have in choices.items()},
             )
 
         for name in ELASTIC:  # what no unit at all has is a mistake
-            kept(name, tuple(sorted({v for unit in self.units for v in getattr(unit, name)})), wanted[name])
-        sizes = self.resolutions
-        sizes = tuple(sizes[i] for i in kept("resolutions", sizes, resolutions))
-        return replace(self, resolutions=sizes, units=tuple(map(part, self.units)))
+            kept(name, self._choices_of_all(name), wanted[name])
+        sizes = kept("resolutions", self.resolutions, None if resolutions is None else tuple(resolutions))
+        return replace(self, resolutions=tuple(self.resolutions[i] for i in sizes), units=tuple(map(part, self.units)))
 
     def largest_choices(self, *, depths: int, kernels: int, expands: int, width_multipliers: int) -> Self:
         """The sub-space with only the n largest choices of each unit (tied depth and expand: the fewer of both)."""

@@ -189,9 +189,10 @@ def search(
     """Find the network of highest predicted accuracy within bounds -> result.json."""
     entry = _load_model(model, labels=predictor is None)
     space = entry.supernet.space
+    accuracy: MLPPredictor | PublishedPredictor | None = None
     if predictor is not None:
-        published = load_predictor(predictor)
-        space = space.restrict(resolutions=published.domain.resolutions)
+        accuracy = load_predictor(predictor)
+        space = space.restrict(resolutions=accuracy.domain.resolutions)
     constraints: list[Constraint] = []
     if latency is not None:
         if table is None:
@@ -204,10 +205,7 @@ def search(
         constraints.append(Parameters().at_most(params * 1e6))
     if memory is not None:
         constraints.append(PeakActivationMemory().at_most(memory * 1024))
-    accuracy: MLPPredictor | PublishedPredictor
-    if predictor is not None:
-        accuracy = published
-    else:
+    if accuracy is None:
         with console.status("accuracy predictor"):
             accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels))
     result = run_search(space, accuracy, constraints, seed=seed)

@@ -13,7 +13,7 @@ operations. Blocks are numbered unit by unit, each unit holding as many as its l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -131,14 +131,18 @@ class SearchSpace(Choices, ABC):
     def columns(self) -> dict[tuple[str, int, int], tuple[float, ...]]:
         """The choices of each column of a row, under (what, unit, index in the unit)."""
         units, blocks = self.units, self.block_indices
-        several = [u for u, unit in enumerate(units) if len(unit.width_multipliers) > 1]
         return (
             {("resolution", 0, 0): self.resolutions}
             | {("depth", u, 0): unit.depths for u, unit in enumerate(units)}
             | {("kernel", u, b): units[u].kernels for u, b in blocks}
             | {("expand", u, b): units[u].expands for u, b in blocks}
-            | {("width multiplier", u, 0): units[u].width_multipliers for u in several}
+            | {("width multiplier", u, 0): units[u].width_multipliers for u in self._elastic_widths}
         )
+
+    @cached_property
+    def _elastic_widths(self) -> list[int]:
+        """The units that have several width multipliers."""
+        return [u for u, unit in enumerate(self.units) if len(unit.width_multipliers) > 1]
 
     @cached_property
     def choice_counts(self) -> NDArray[np.int64]:
@@ -156,7 +160,6 @@ class SearchSpace(Choices, ABC):
         """Rows of architectures, shape [n, columns]. Raises InvalidArchitecture."""
         rows = np.full((len(architectures), len(self.columns)), -1, np.int16)
         _, kernels, expands, _ = self.slices
-        several = [u for what, u, _ in self.columns if what == "width multiplier"]
         for row, architecture in zip(rows, architectures, strict=True):
             self.validate(architecture)
             row[0] = self.resolutions.index(architecture.resolution)
@@ -167,7 +170,7 @@ class SearchSpace(Choices, ABC):
                     gene = architecture.units[u][b]
                     row[kernels.start + block] = self.units[u].kernels.index(gene.kernel)
                     row[expands.start + block] = self.units[u].expands.index(gene.expand)
-            for column, u in enumerate(several, expands.stop):
+            for column, u in enumerate(self._elastic_widths, expands.stop):
                 row[column] = self.units[u].width_multipliers.index(architecture.multipliers[u])
         return rows
 
@@ -199,18 +202,28 @@ class SearchSpace(Choices, ABC):
 
         Raises InvalidArchitecture where `origin` has a choice that this space does not have.
         """
+        return self.adopting(origin)(rows)
+
+    def adopting(self, origin: SearchSpace) -> Callable[[Rows], Rows]:
+        """`adopt_rows` for many populations of one space: what depends on the space alone is done once."""
         self.check_contains(origin)
-        result = np.full((len(rows), len(self.columns)), -1, np.int16)
         positions = {key: column for column, key in enumerate(origin.columns)}
+        from_columns: list[tuple[int, int, Rows]] = []
+        constant = np.full(len(self.columns), -1, np.int16)  # blocks that no member of the smaller space has
         for column, ((what, u, b), choices) in enumerate(self.columns.items()):
             if (what, u, b) in positions:
-                values, indices = origin.columns[what, u, b], rows[:, positions[what, u, b]]
+                indices = [*map(choices.index, origin.columns[what, u, b]), -1]
+                from_columns.append((column, positions[what, u, b], np.array(indices, np.int16)))
             elif what == "width multiplier":  # the one that it has
-                values, indices = origin.units[u].width_multipliers, np.zeros(len(rows), np.int16)
-            else:  # a block that no member of the smaller space has
-                continue
-            result[:, column] = np.array([*(choices.index(value) for value in values), -1])[indices]
-        return result
+                constant[column] = choices.index(origin.units[u].width_multipliers[0])
+
+        def adopt(rows: Rows) -> Rows:
+            result = np.tile(constant, (len(rows), 1))
+            for column, position, indices in from_columns:
+                result[:, column] = indices[rows[:, position]]
+            return result
+
+        return adopt
 
     def sample_rows(self, count: int, rng: np.random.Generator) -> Rows:
         """Uniformly drawn rows, shape [count, columns]."""
@@ -241,8 +254,7 @@ class SearchSpace(Choices, ABC):
     def multiplier_indices(self, rows: Rows) -> Rows:
         """The index of each unit's width multiplier, shape [n, units]."""
         result = np.zeros((len(rows), len(self.units)), np.int16)
-        several = [u for what, u, _ in self.columns if what == "width multiplier"]
-        result[:, several] = rows[:, self.slices[3]]
+        result[:, self._elastic_widths] = rows[:, self.slices[3]]
         return result
 
     def canonical(self, rows: Rows) -> Rows:

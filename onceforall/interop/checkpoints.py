@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,17 +43,27 @@ def supernet_of(state: Mapping[str, Tensor], space: SearchSpace | None = None, o
 def published_space(tensors: Mapping[str, Tensor], origin: str = "state dict") -> SearchSpace:
     """The published space that a state dict belongs to. Raises IncompatibleCheckpoint."""
     tensors = by_short_name(tensors, origin)
+    first = tensors.get("first_conv.conv.weight", tensors.get("input_stem.0.conv.weight"))
     classes = tensors.get("classifier.linear.bias")
-    if classes is not None and "input_stem.0.conv.weight" in tensors:
-        return spaces.resnet50d(num_classes=len(classes))
-    first = tensors.get("first_conv.conv.weight")
-    if classes is None or first is None or len(first) not in STEM_CHANNELS:
-        raise IncompatibleCheckpoint(
-            f"{origin} is not one of the published supernets (MobileNetV3 width 1.0 or 1.2, ProxylessNAS width 1.3, "
-            "ResNet-50D): give its space"
-        )
-    name, width = STEM_CHANNELS[len(first)]
-    return spaces.BY_NAME[name](width, num_classes=len(classes))
+    if first is not None and classes is not None:
+        resnet = "input_stem.0.conv.weight" in tensors
+        space = space_by_stem(len(first), resnet=resnet, num_classes=len(classes))
+        if space is not None:
+            return space
+    raise IncompatibleCheckpoint(
+        f"{origin} is not one of the published supernets (MobileNetV3 width 1.0 or 1.2, ProxylessNAS width 1.3, "
+        "ResNet-50D): give its space"
+    )
+
+
+def space_by_stem(channels: int, *, resnet: bool, **options: Any) -> SearchSpace | None:
+    """The published space whose first convolution has so many output channels; options as of its function."""
+    if resnet:  # the only one, whatever its elastic stem has
+        return spaces.resnet50d(**options)
+    if channels not in STEM_CHANNELS:
+        return None
+    name, width = STEM_CHANNELS[channels]
+    return spaces.BY_NAME[name](width, **options)
 
 
 def supernet_state(supernet: Supernet) -> dict[str, Tensor]:

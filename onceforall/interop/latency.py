@@ -28,11 +28,12 @@ def read_latency(path: str | Path, space: SearchSpace) -> LatencyTable:
     Raises InvalidConfiguration where the file is not such a table, OutOfDomain where a layer is missing.
     """
     measured, key = _read(Path(path))
+    classifier = _classifier(space)
     entries: dict[str, Timing] = {}
     for resolution in space.resolutions:
         for layer in space.layers(resolution):
             if layer.key not in entries:
-                entries[layer.key] = _timing(layer, key(layer, _classifier(space)), measured, path)
+                entries[layer.key] = _timing(layer, key(layer, classifier), measured, path)
     return LatencyTable({"name": Path(path).stem, "source": Path(path).name, "statistic": "mean"}, entries)
 
 
@@ -49,11 +50,12 @@ def read_latency_by_resolution(paths: Mapping[int, str | Path], space: SearchSpa
 def table_keys(path: str | Path, space: SearchSpace) -> set[str]:
     """The keys that a space needs, in the dialect of a table."""
     _, key = _read(Path(path))
+    classifier = _classifier(space)
     return {
         text
         for resolution in space.resolutions
         for layer in space.layers(resolution)
-        if (text := key(layer, _classifier(space))) is not None
+        if (text := key(layer, classifier)) is not None
     }
 
 

@@ -10,11 +10,10 @@ from typing import Any, get_args
 
 from torch import nn
 
-from onceforall import spaces
 from onceforall.architecture import Architecture, Gene
 from onceforall.errors import IncompatibleCheckpoint, InvalidArchitecture, InvalidConfiguration
 from onceforall.files import read_json, write_json
-from onceforall.interop.checkpoints import STEM_CHANNELS, network_of, network_state
+from onceforall.interop.checkpoints import network_of, network_state, space_by_stem
 from onceforall.interop.pickles import read_state, write_state
 from onceforall.layers import (
     Activation,
@@ -297,17 +296,13 @@ def _published_space(layers: Sequence[LayerSpec], resolution: int) -> SearchSpac
     stem, classifier = layers[0], layers[-1]
     assert isinstance(stem, ConvSpec)
     assert isinstance(classifier, LinearSpec)
-    options: dict[str, Any] = {
-        "resolutions": (resolution,),
-        "num_classes": classifier.out_features,
-        "dropout": classifier.dropout,
-    }
-    if any(isinstance(layer, BottleneckSpec) for layer in layers):
-        return spaces.resnet50d(**options)
-    if stem.out_channels not in STEM_CHANNELS:
-        return None
-    name, width = STEM_CHANNELS[stem.out_channels]
-    return spaces.BY_NAME[name](width, **options)
+    return space_by_stem(
+        stem.out_channels,
+        resnet=any(isinstance(layer, BottleneckSpec) for layer in layers),
+        resolutions=(resolution,),
+        num_classes=classifier.out_features,
+        dropout=classifier.dropout,
+    )
 
 
 def _resolution(layers: Sequence[LayerSpec]) -> int:

@@ -8,7 +8,7 @@ anything at all and say nothing, so here whatever they never saw raises OutOfDom
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -65,7 +65,7 @@ class PublishedPredictor:
     ) -> None:
         self.domain, self.layers, self.offset = domain, list(layers), offset
         self.space = space or domain.space.restrict(resolutions=domain.resolutions)
-        self._check(self.space)
+        self._adopt = self._adopting(self.space)
 
     def on(self, space: SearchSpace) -> PublishedPredictor:
         """The same predictor for rows of a space that lies inside its domain. Raises OutOfDomain."""
@@ -87,7 +87,7 @@ class PublishedPredictor:
 
     def predict_rows(self, rows: Rows) -> NDArray[np.float64]:
         """Predicted top-1 (percent) of rows of `space`, shape [n]."""
-        return self.evaluate(self._encode(self.domain.space.adopt_rows(rows, self.space)))
+        return self.evaluate(self._encode(self._adopt(rows)))
 
     def features(self, architectures: Sequence[Architecture]) -> NDArray[np.float32]:
         """The predictor's input, for every resolution that has a slot, trained or not. Raises OutOfDomain."""
@@ -127,7 +127,8 @@ class PublishedPredictor:
         stem = np.eye(2, dtype=np.float32)[rows[:, 1]]
         return np.concatenate([resolution, stem, widths, expands], axis=1)
 
-    def _check(self, space: SearchSpace) -> None:
+    def _adopting(self, space: SearchSpace) -> Callable[[Rows], Rows]:
+        """From rows of a space to rows of the domain's. Raises OutOfDomain where it is not inside."""
         outside = sorted(set(space.resolutions) - set(self.domain.resolutions))
         if outside:
             raise OutOfDomain(
@@ -135,7 +136,7 @@ class PublishedPredictor:
                 f"{', '.join(map(str, self.domain.resolutions))} px; restrict the space's resolutions"
             )
         try:
-            self.domain.space.check_contains(space)
+            return self.domain.space.adopting(space)
         except InvalidArchitecture as error:
             raise OutOfDomain(f"{error}; the published predictor belongs to {self.domain.name}") from error
 
@@ -152,6 +153,13 @@ def load_predictor(path: str | Path, space: SearchSpace | None = None) -> Publis
     """
     path = Path(path)
     state = read_tensors(path)[0] if path.suffix == ".safetensors" else read_state(path)
+    return predictor_of(state, space, str(path))
+
+
+def predictor_of(
+    state: Mapping[str, Tensor], space: SearchSpace | None = None, origin: str = "state dict"
+) -> PublishedPredictor:
+    """The published accuracy predictor of a state dict. Raises as `load_predictor` does."""
     arrays = {name: tensor.float().numpy() for name, tensor in state.items()}
     # Numbers in the names are the order of the layers; safetensors files sort by name, to the same effect.
     weights = sorted(name for name in arrays if name.endswith("weight"))
@@ -165,7 +173,7 @@ def load_predictor(path: str | Path, space: SearchSpace | None = None) -> Publis
         if found == [((after, before), (after,)) for before, after in itertools.pairwise(sizes)] and offset.size == 1:
             return PublishedPredictor(domain, layers, float(offset.item()), space)
     raise IncompatibleCheckpoint(
-        f"{path} is not a published accuracy predictor: expected four layers from "
+        f"{origin} is not a published accuracy predictor: expected four layers from "
         f"{' or '.join(str(domain.features) for domain in domains)} features to one accuracy, got "
         f"weights and biases of {found}"
     )

@@ -34,9 +34,10 @@ def import_file(path: str | Path, folder: str | Path) -> Supernet | predictors.P
     Raises IncompatibleCheckpoint, InvalidConfiguration where the folder holds another import,
     UnwritableOutput.
     """
-    if predictors.is_predictor(read_state(path)):
-        return import_predictor(path, folder)
-    return import_supernet(path, folder)
+    path, state = Path(path), read_state(path)
+    if predictors.is_predictor(state):
+        return _keep_predictor(predictors.predictor_of(state, origin=str(path)), path, Path(folder))
+    return _keep_supernet(checkpoints.supernet_of(state, origin=str(path)), path, Path(folder))
 
 
 def import_supernet(
@@ -48,11 +49,7 @@ def import_supernet(
     of `ofa train`. `name` and `source` (default: the file's name) go into the manifest. Raises
     IncompatibleCheckpoint, InvalidConfiguration where the folder holds another import, UnwritableOutput.
     """
-    supernet = checkpoints.load_supernet(path, space)
-    target = _target(folder, SUPERNET)
-    save_supernet(target, supernet)
-    _record(target, Path(path), name, source)
-    return supernet
+    return _keep_supernet(checkpoints.load_supernet(path, space), Path(path), Path(folder), name, source)
 
 
 def import_predictor(path: str | Path, folder: str | Path) -> predictors.PublishedPredictor:
@@ -60,11 +57,7 @@ def import_predictor(path: str | Path, folder: str | Path) -> predictors.Publish
 
     Raises IncompatibleCheckpoint, InvalidConfiguration where the folder holds another import, UnwritableOutput.
     """
-    predictor = predictors.load_predictor(path)
-    target = _target(folder, PREDICTOR)
-    predictor.save(target)
-    _record(target, Path(path), "", "")
-    return predictor
+    return _keep_predictor(predictors.load_predictor(path), Path(path), Path(folder))
 
 
 def read_origin(folder: str | Path) -> Origin | None:
@@ -94,16 +87,32 @@ def reopen(folder: str | Path) -> Supernet:
     return load_supernet(path)
 
 
-def _target(folder: str | Path, file: str) -> Path:
+def _keep_supernet(supernet: Supernet, path: Path, folder: Path, name: str = "", source: str = "") -> Supernet:
+    target = _target(folder, SUPERNET)
+    save_supernet(target, supernet)
+    _record(target, path, name, source)
+    return supernet
+
+
+def _keep_predictor(
+    predictor: predictors.PublishedPredictor, path: Path, folder: Path
+) -> predictors.PublishedPredictor:
+    target = _target(folder, PREDICTOR)
+    predictor.save(target)
+    _record(target, path)
+    return predictor
+
+
+def _target(folder: Path, file: str) -> Path:
     """Where to write, unless the folder is another import's or another program's."""
     origin = read_origin(folder)
     if origin is not None and origin.file != file:
         raise InvalidConfiguration(f"{folder} already holds {origin.file} of {origin.name}: choose another folder")
-    if origin is None and (Path(folder) / file).exists():
+    if origin is None and (folder / file).exists():
         raise InvalidConfiguration(f"{folder} already holds a {file} that was not imported: choose another folder")
-    return Path(folder) / file
+    return folder / file
 
 
-def _record(target: Path, path: Path, name: str, source: str) -> None:
+def _record(target: Path, path: Path, name: str = "", source: str = "") -> None:
     origin = Origin(name or path.name, source or path.name, sha256(path), target.name, sha256(target))
     write_json(target.parent / "manifest.json", {"format": FORMAT, **asdict(origin)})

@@ -158,10 +158,10 @@ def _predict_rows_of(space: SearchSpace, accuracy: RowPredictor) -> Callable[[Ro
     if own == space:
         return accuracy.predict_rows
     try:
-        own.check_contains(space)
+        adopt = own.adopting(space)
     except InvalidArchitecture as error:
         raise OutOfDomain(f"the accuracy predictor belongs to another space than the search: {error}") from error
-    return lambda rows: accuracy.predict_rows(own.adopt_rows(rows, space))
+    return lambda rows: accuracy.predict_rows(adopt(rows))
 
 
 class _Limits:
