@@ -7,12 +7,15 @@ shrinking), deploy/specialize.py (the whole road).
 
 from onceforall import interop, spaces, zoo
 from onceforall.architecture import Architecture, Gene
-from onceforall.checkpoint import load_supernet, save_supernet
+from onceforall.checkpoint import load_network, load_supernet, save_network, save_supernet
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, PeakConvolutionMemory
 from onceforall.cost.latency import LatencyTable, LatencyTables, load_latency
 from onceforall.cost.profile import profile
 from onceforall.data.cifar10 import cifar10
 from onceforall.data.dataset import ImageData
+from onceforall.data.folder import image_folder
+from onceforall.data.pictures import PictureData
+from onceforall.data.sources import open_data
 from onceforall.deploy.specialize import specialize
 from onceforall.devices import by_name as device
 from onceforall.errors import (
@@ -28,7 +31,7 @@ from onceforall.errors import (
 )
 from onceforall.evaluate import measure_top1, top1
 from onceforall.nn.calibrate import calibrate
-from onceforall.nn.supernet import Supernet
+from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.predict.labels import label, read_labels, training_pairs
 from onceforall.search.evolution import SearchResult, search
@@ -50,11 +53,13 @@ __all__ = [
     "LatencyTables",
     "MACs",
     "MLPPredictor",
+    "Network",
     "OFAError",
     "OutOfDomain",
     "Parameters",
     "PeakActivationMemory",
     "PeakConvolutionMemory",
+    "PictureData",
     "SearchResult",
     "Supernet",
     "TrainingDiverged",
@@ -62,14 +67,18 @@ __all__ = [
     "calibrate",
     "cifar10",
     "device",
+    "image_folder",
     "interop",
     "label",
     "load_latency",
+    "load_network",
     "load_supernet",
     "measure_top1",
+    "open_data",
     "profile",
     "read_labels",
     "recipes",
+    "save_network",
     "save_supernet",
     "search",
     "spaces",

@@ -1,4 +1,4 @@
-"""Supernets on disk: safetensors, with the space in the file's metadata."""
+"""Supernets and networks on disk: safetensors, with space and architecture in the file's metadata."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from onceforall import spaces
+from onceforall.architecture import Architecture
 from onceforall.errors import IncompatibleCheckpoint, OFAError
 from onceforall.files import replacing
 from onceforall.nn.subnet import channels_last
-from onceforall.nn.supernet import Supernet
+from onceforall.nn.supernet import Network, Supernet
+from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.supernet/1"
+NETWORK_FORMAT = "onceforall.network/1"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -77,14 +80,35 @@ def save_supernet(path: Path, supernet: Supernet) -> None:
 
 def load_supernet(path: str | Path) -> Supernet:
     """The supernet that `save_supernet` wrote, channels_last. Raises IncompatibleCheckpoint."""
-    path = Path(path)
-    tensors, metadata = read_tensors(path)
-    if metadata.get("format") != FORMAT:
-        raise IncompatibleCheckpoint(f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}")
-    try:
-        space = spaces.from_json(json.loads(metadata["space"]))
-    except (KeyError, ValueError, OFAError) as error:
-        raise IncompatibleCheckpoint(f"{path}: its space cannot be read: {error}") from error
+    tensors, _, space = _read(Path(path), FORMAT)
     supernet = Supernet(space)
     restore(supernet, tensors, str(path))
     return channels_last(supernet)
+
+
+def save_network(path: Path, network: Network) -> None:
+    """Weights under the names of the plain modules, space and architecture, atomically. Raises UnwritableOutput."""
+    about = {"space": json.dumps(network.space.to_json()), "architecture": json.dumps(network.architecture.to_json())}
+    tensors = {network.plain_name(name): tensor for name, tensor in network.state_dict().items()}
+    write_tensors(path, tensors, {"format": NETWORK_FORMAT, **about})
+
+
+def load_network(path: str | Path) -> Network:
+    """The network that `save_network` wrote, channels_last. Raises IncompatibleCheckpoint."""
+    tensors, metadata, space = _read(Path(path), NETWORK_FORMAT)
+    try:
+        network = Network(space, Architecture.from_json(json.loads(metadata["architecture"])))
+    except (KeyError, TypeError, ValueError, OFAError) as error:
+        raise IncompatibleCheckpoint(f"{path}: its architecture cannot be read: {error}") from error
+    restore(network, tensors, str(path), {name: network.plain_name(name) for name in network.state_dict()})
+    return channels_last(network)
+
+
+def _read(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, str], SearchSpace]:
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != expected:
+        raise IncompatibleCheckpoint(f"{path}: format {metadata.get('format')!r}, expected {expected!r}")
+    try:
+        return tensors, metadata, spaces.from_json(json.loads(metadata["space"]))
+    except (KeyError, ValueError, OFAError) as error:
+        raise IncompatibleCheckpoint(f"{path}: its space cannot be read: {error}") from error

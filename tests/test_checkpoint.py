@@ -1,15 +1,26 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from onceforall import checkpoint, spaces
-from onceforall.checkpoint import load_supernet, read_tensors, restore, save_supernet, write_tensors
+from onceforall.architecture import Architecture
+from onceforall.checkpoint import (
+    load_network,
+    load_supernet,
+    read_tensors,
+    restore,
+    save_network,
+    save_supernet,
+    write_tensors,
+)
 from onceforall.errors import IncompatibleCheckpoint, UnwritableOutput
-from onceforall.nn.supernet import Supernet
+from onceforall.nn.subnet import build
+from onceforall.nn.supernet import Network, Supernet
 from onceforall.space import SearchSpace
 
 
@@ -148,3 +159,100 @@ def test_an_unwritable_path_is_named(tiny_supernet: Supernet, tmp_path: Path) ->
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UnwritableOutput, match=f"cannot write {tmp_path / 'file' / 'supernet.safetensors'}"):
         save_supernet(tmp_path / "file" / "supernet.safetensors", tiny_supernet)
+
+
+# Networks of one architecture
+
+
+@pytest.fixture
+def network(tiny_supernet: Supernet) -> Network:
+    return Network.of(tiny_supernet, tiny_supernet.space.uniform(2, 5, 4, 16)).eval()
+
+
+@pytest.fixture
+def saved_network(network: Network, tmp_path: Path) -> Path:
+    path = tmp_path / "network.safetensors"
+    save_network(path, network)
+    return path
+
+
+def test_a_network_comes_back_with_space_and_architecture(saved_network: Path, network: Network) -> None:
+    loaded = load_network(saved_network)
+    assert (loaded.space, loaded.architecture) == (network.space, network.architecture)
+    tensors = loaded.state_dict()
+    assert tensors.keys() == network.state_dict().keys()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+def test_a_loaded_network_computes_the_same(
+    supernet: Supernet, space: SearchSpace, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    arch = space.sample(rng)
+    save_network(tmp_path / "network.safetensors", Network.of(supernet, arch))
+    loaded = load_network(str(tmp_path / "network.safetensors")).eval()
+    images = torch.randn(2, 3, arch.resolution, arch.resolution)
+    torch.testing.assert_close(loaded(images, arch), supernet(images, arch), rtol=1e-4, atol=1e-4)
+    weight = loaded.extract(arch)[0].conv.weight  # type: ignore[union-attr]
+    assert weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
+
+
+def test_the_file_of_a_network_has_the_names_of_the_plain_modules(saved_network: Path, network: Network) -> None:
+    tensors, metadata = read_tensors(saved_network)
+    plain = build(network.layers)
+    plain.load_state_dict(tensors)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(plain.eval()(images), network(images, network.architecture))
+    assert metadata["format"] == checkpoint.NETWORK_FORMAT
+    assert Architecture.from_json(json.loads(metadata["architecture"])) == network.architecture
+    assert spaces.from_json(json.loads(metadata["space"])) == network.space
+
+
+def test_a_network_and_a_supernet_are_not_taken_for_each_other(saved: Path, saved_network: Path) -> None:
+    with pytest.raises(
+        IncompatibleCheckpoint, match=r"format 'onceforall.supernet/1', expected 'onceforall.network/1'"
+    ):
+        load_network(saved)
+    with pytest.raises(
+        IncompatibleCheckpoint, match=r"format 'onceforall.network/1', expected 'onceforall.supernet/1'"
+    ):
+        load_supernet(saved_network)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 5000, -1])
+def test_a_truncated_network_is_refused(saved_network: Path, kept: int) -> None:
+    saved_network.write_bytes(saved_network.read_bytes()[:kept])
+    with pytest.raises(IncompatibleCheckpoint, match=r"network.safetensors is not a whole safetensors file"):
+        load_network(saved_network)
+
+
+@pytest.mark.parametrize("architecture", [None, "{", "{}", "[3]", '{"resolution": 99, "units": [[[3, 3]], [[3, 3]]]}'])
+def test_an_architecture_that_cannot_be_read_is_refused(saved_network: Path, architecture: str | None) -> None:
+    tensors, metadata = read_tensors(saved_network)
+    metadata.pop("architecture")
+    if architecture is not None:
+        metadata["architecture"] = architecture
+    write_tensors(saved_network, tensors, metadata)
+    with pytest.raises(IncompatibleCheckpoint, match=r"network.safetensors: its architecture cannot be read"):
+        load_network(saved_network)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"0.conv.weight": None}, r"tensors 1 missing: 0.conv.weight$"),
+        ({"extra": torch.zeros(1)}, r"tensors 1 extra: extra$"),
+        (
+            {"0.conv.weight": torch.zeros(8, 3, 5, 5)},
+            r"1 of wrong shape: 0.conv.weight \(8, 3, 5, 5\) instead of \(8, 3, 3, 3\)$",
+        ),
+    ],
+    ids=["missing", "extra", "shape"],
+)
+def test_tensors_of_a_network_that_do_not_fit_have_the_names_in_the_file(
+    saved_network: Path, change: dict[str, Tensor | None], message: str
+) -> None:
+    tensors = {**read_tensors(saved_network)[0], **change}
+    rewrite(saved_network, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    with pytest.raises(IncompatibleCheckpoint, match=message):
+        load_network(saved_network)

@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from onceforall import cli, interop, spaces
+from onceforall.checkpoint import load_network
 from onceforall.cost.profile import profile
 from onceforall.data.dataset import ImageData
 from onceforall.errors import InvalidConfiguration
@@ -21,18 +22,19 @@ from onceforall.predict import labels as labels_module
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.space import SearchSpace
 
-COMMANDS = ("train", "label", "import", "profile", "search", "specialize")
+COMMANDS = ("train", "finetune", "label", "import", "profile", "search", "specialize")
 
 
 @pytest.fixture
 def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     """The commands on the tiny space and images, with short measurements."""
     monkeypatch.setitem(spaces.BY_NAME, "tiny", lambda num_classes: tiny_space)  # type: ignore[arg-type, misc]
-    monkeypatch.setattr(cli, "cifar10", lambda folder, notify: tiny_data)
+    for commands in (cli.building, cli.deploying):
+        monkeypatch.setattr(commands, "open_data", lambda *given: tiny_data)
     short = {"calibrating": 6, "validating": 4, "turns": 2, "burst_seconds": 0.001}
-    monkeypatch.setattr(cli, "run_profile", lambda *a, **k: profile(*a, **k, **short))
+    monkeypatch.setattr(cli.deploying, "run_profile", lambda *a, **k: profile(*a, **k, **short))
     monkeypatch.setattr(labels_module, "measure_top1", lambda supernet, arch, data, split: 10.0 + arch.resolution)
-    monkeypatch.setattr(cli, "MLPPredictor", lambda space, seed: MLPPredictor(space, seed=seed, epochs=5))
+    monkeypatch.setattr(cli.deploying, "MLPPredictor", lambda space, seed: MLPPredictor(space, seed=seed, epochs=5))
     return CliRunner()
 
 
@@ -84,6 +86,14 @@ def test_the_whole_road(road: CliRunner, tmp_path: Path) -> None:
     found = json.loads((tmp_path / "result.json").read_text())
     assert [cost["name"] for cost in found["predicted_costs"]] == ["latency", "MACs"]
     assert all(cost["value"] <= cost["bound"] for cost in found["predicted_costs"])
+    alone = ("--space", "tiny", "--recipe", "standalone", "--epochs", 1, "--architecture", tmp_path / "result.json")
+    run(road, "train", *alone, "--batch-size", 128, "--tensorboard", "--out", tmp_path / "alone")
+    assert list((tmp_path / "alone" / "tensorboard").iterdir())
+    tuned = ("--epochs", 1, "--batch-size", 128, "--out", tmp_path / "tuned")
+    run(road, "finetune", "--model", model, "--result", tmp_path / "result.json", *tuned)
+    for folder in ("alone", "tuned"):
+        network = load_network(tmp_path / folder / "network.safetensors")
+        assert network.architecture.to_json() == found["architecture"]
     stdout = run(road, "specialize", "--model", model, *table, "--budget", "1000 ms", "--out", tmp_path / "out")
     summary = json.loads(stdout.splitlines()[-1])
     assert [network["role"] for network in summary["networks"]] == ["largest", "searched", "uniform"]
@@ -116,10 +126,14 @@ def test_help_explains_every_option(command: str) -> None:
     ("arguments", "message"),
     [
         (("train", "--out", "x", "--space", "vgg"), "--space vgg: choices are"),
-        (("train", "--out", "x", "--epochs", "1,2"), "give six"),
-        (("train", "--out", "x", "--epochs", "many"), "give six whole numbers"),
+        (("train", "--out", "x", "--epochs", "1,2"), "give one number, or six"),
+        (("train", "--out", "x", "--epochs", "many"), "give a whole number, or six"),
+        (("train", "--out", "x", "--epochs", "1,2", "--recipe", "sandwich"), "recipe sandwich takes one whole number"),
+        (("train", "--out", "x", "--recipe", "magic"), "recipe 'magic': choices are progressive_shrinking, sandwich"),
+        (("train", "--out", "x", "--loss", "kl"), "recipe progressive_shrinking does not take that: "),
+        (("finetune", "--out", "x", "--result", "nowhere"), "cannot read nowhere"),
         (("train", "--out", "x", "--precision", "fp8"), "choices are fp32, bf16"),
-        (("train", "--out", "x", "--data", "imagenet"), "expected cifar10 or cifar10:FOLDER"),
+        (("train", "--out", "x", "--data", "imagenet"), "expected cifar10, cifar10:FOLDER"),
         (("train", "--out", "x", "--data", "cifar10:nowhere"), "nowhere holds no data_batch_1.bin"),
         (("label", "--model", "nowhere"), "supernet.safetensors does not exist"),
         (("search", "--out", "x", "--model", "nowhere"), "no such folder; known supernets are cifar10, mit/"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import onceforall as ofa
 from onceforall.cost.latency import LatencyTable
@@ -34,6 +35,18 @@ def test_the_nine_lines_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(ofa, "profile", made_up)
     exec(compile(code_below("Nine lines"), "README.md", "exec"), {})
     assert re.match(r"\d+px k\de\d.* \d\d\.\d+ \d+\.\d+", capsys.readouterr().out)
+
+
+def test_the_lines_on_your_own_data_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one step of each run."""
+    monkeypatch.chdir(tmp_path)
+    pictures = [(Image.new("RGB", (40, 36), (6 * number, 90, 200)), number % 2) for number in range(80)]
+    real = ofa.train
+    monkeypatch.setattr(ofa, "train", lambda *given: real(*given, stop_after=1))
+    names: dict[str, Any] = {"train": pictures, "test": pictures}
+    exec(compile(code_below("Train on your data"), "README.md", "exec"), names)
+    assert {path.name for path in Path("runs").iterdir()} == {"mine", "tuned"}
+    assert names["network"].architecture == names["space"].smallest()
 
 
 def test_the_lines_on_published_artefacts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,36 +1,119 @@
-"""A labelled image set in memory, its fixed splits, and batches at one resolution."""
+"""Labelled images with fixed splits: what every data set gives (`Data`), and one that lives in memory (`ImageData`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from onceforall.data.augment import flip_and_shift
+from onceforall.data.batches import Batch
 from onceforall.errors import InvalidConfiguration
 
 Split = Literal["train", "calibrate", "label", "test"]
 SPLITS: tuple[Split, ...] = ("train", "calibrate", "label", "test")
 
 CALIBRATION_IMAGES = 2000
+LABEL_IMAGES = 10_000
+FEWEST_IMAGES = 20
+
+
+class Data(Protocol):
+    """What training, labelling and specialisation ask of a data set.
+
+    `ImageData` (tensors in memory) and `PictureData` (pictures decoded by worker processes) have it;
+    so may a class of your own. Images are normalised float tensors [n, 3, resolution, resolution],
+    classes int64 [n].
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def size(self, split: Split) -> int:
+        """Number of images of a split."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON that tells this data set and its splits from any other; written into every result."""
+
+    def held_out(self) -> dict[str, Any]:
+        """JSON that names each label and calibration image; written into every run."""
+
+    def training(self, plan: Iterable[Batch], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch of the plan its part, augmented, on the device: images and classes."""
+
+    def batches(self, split: Split, resolution: int, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of a split without augmentation, in order."""
+
+    def calibration(self, resolution: int, batch_size: int = 250) -> list[Tensor]:
+        """The image batches that set batch-norm statistics at a resolution."""
+
+
+def split_positions(
+    count: int, calibration_images: int = CALIBRATION_IMAGES, spread: bool = False
+) -> dict[Split, NDArray[np.int64]]:
+    """The splits of `count` training images; they depend on nothing but an image's position.
+
+    * label: every tenth image (positions 9, 19, ...), or so many times fewer that there are at most
+      10,000. Held out from training; measures sub-networks for the accuracy predictor.
+    * train: all others.
+    * calibrate: every twentieth image (0, 20, ...), the first `calibration_images` of them, or with
+      `spread` as many from first to last, for images that are sorted by class: training images that
+      set batch-norm statistics.
+
+    Raises InvalidConfiguration for fewer than 20 images.
+    """
+    if count < FEWEST_IMAGES:
+        raise InvalidConfiguration(f"{count} training images: at least {FEWEST_IMAGES} are needed")
+    every = _label_period(count)
+    positions = np.arange(count)
+    label = positions % every == every - 1
+    calibrate = positions[::20]
+    if spread and len(calibrate) > calibration_images:
+        calibrate = calibrate[np.arange(calibration_images) * len(calibrate) // calibration_images]
+    return {
+        "train": positions[~label],
+        "calibrate": calibrate[:calibration_images],
+        "label": positions[label],
+    }
+
+
+def split_rule(count: int, calibration_images: int = CALIBRATION_IMAGES, spread: bool = False) -> str:
+    """`split_positions` in words."""
+    every = _label_period(count)
+    return (
+        f"training position p: label if p % {every} == {every - 1}, else train; calibrate: "
+        f"{f'{calibration_images}, evenly spread,' if spread else f'the first {calibration_images}'} "
+        "with p % 20 == 0; test: the test set"
+    )
+
+
+def normalise(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+    """Pixels 0 to 255, [n, 3, h, w] -> normalised float, channels last; `mean` and `std` are of pixels 0 to 1."""
+    means, stds = (torch.tensor(values, device=images.device).view(3, 1, 1) * 255 for values in (mean, std))
+    return ((images.float() - means) / stds).contiguous(memory_format=torch.channels_last)
+
+
+def _label_period(count: int) -> int:
+    """Even, so that no calibration image is a label image."""
+    return 10 * max(1, -(-count // (10 * LABEL_IMAGES)))
 
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
     """Images [n, 3, h, w] uint8 and classes [n] int64, for training and for the test.
 
-    The splits depend on nothing but an image's position in the training set:
-
-    * label: every tenth image (positions 9, 19, ...). Held out from training; measures sub-networks
-      for the accuracy predictor.
-    * train: all others.
-    * calibrate: every twentieth image (0, 20, ...), at most 2,000: training images that set
-      batch-norm statistics.
-    * test: the test set. It selects nothing.
+    `split_positions` says which training images train, calibrate and label; the test set is the test
+    split and selects nothing. Augmentation mirrors and shifts whole batches on the device.
     """
 
     name: str
@@ -50,28 +133,37 @@ class ImageData:
                     f"images {tuple(images.shape)} {images.dtype}, labels {tuple(labels.shape)}: "
                     "expected uint8 [n, 3, h, w] and n labels"
                 )
-        if len(self.train_images) < 20:
-            raise InvalidConfiguration(f"{len(self.train_images)} training images: at least 20 are needed")
+        split_positions(len(self.train_images))
 
     @cached_property
     def indices(self) -> dict[Split, Tensor]:
         """Positions of each split: in the test set for "test", in the training set for the others."""
-        positions = torch.arange(len(self.train_images))
-        return {
-            "train": positions[positions % 10 != 9],
-            "calibrate": positions[positions % 20 == 0][:CALIBRATION_IMAGES],
-            "label": positions[positions % 10 == 9],
-            "test": torch.arange(len(self.test_images)),
-        }
+        splits = split_positions(len(self.train_images)) | {"test": np.arange(len(self.test_images))}
+        return {split: torch.from_numpy(positions) for split, positions in splits.items()}
+
+    def size(self, split: Split) -> int:
+        """Number of images of a split."""
+        return len(self.indices[split])
 
     def describe(self) -> dict[str, Any]:
         """The splits as they are written into every result."""
         return {
             "name": self.name,
-            "splits": {split: len(self.indices[split]) for split in SPLITS},
-            "rule": "training position p: label if p % 10 == 9, else train; calibrate: the first "
-            f"{CALIBRATION_IMAGES} with p % 20 == 0; test: the test set",
+            "splits": {split: self.size(split) for split in SPLITS},
+            "rule": split_rule(len(self.train_images)),
         }
+
+    def held_out(self) -> dict[str, Any]:
+        """Positions in the training set of the label and calibration images."""
+        return {split: self.indices[split].tolist() for split in ("label", "calibrate")}
+
+    def training(self, plan: Iterable[Batch], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """As in `Data`: mirrored and shifted on the device, which keeps all training images."""
+        images, labels = self.train_images[self.indices["train"]].to(device), self.labels("train").to(device)
+        for batch in plan:
+            chosen = torch.from_numpy(batch.positions).to(device)
+            augmented = flip_and_shift(images[chosen], torch.Generator().manual_seed(batch.seed))
+            yield self.prepare(augmented[batch.part], batch.resolution), labels[chosen][batch.part]
 
     def labels(self, split: Split) -> Tensor:
         """Classes of a split, [n] int64."""
@@ -84,7 +176,8 @@ class ImageData:
         if key not in self._prepared:
             source = self.test_images if split == "test" else self.train_images
             chosen = source[self.indices[split]].split(1000)
-            self._prepared[key] = torch.cat([self.prepare(part, resolution) for part in chosen])
+            with torch.inference_mode(False):  # what is kept must be fit for training, too
+                self._prepared[key] = torch.cat([self.prepare(part, resolution) for part in chosen])
         return self._prepared[key]
 
     def batches(self, split: Split, resolution: int, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
@@ -98,9 +191,7 @@ class ImageData:
 
     def prepare(self, images: Tensor, resolution: int) -> Tensor:
         """uint8 [n, 3, h, w] -> normalised float [n, 3, resolution, resolution], channels last."""
-        mean = torch.tensor(self.mean, device=images.device).view(3, 1, 1) * 255
-        std = torch.tensor(self.std, device=images.device).view(3, 1, 1) * 255
         x = images.float()
         if images.shape[-2:] != (resolution, resolution):
             x = F.interpolate(x, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
-        return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+        return normalise(x, self.mean, self.std)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import platform
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from onceforall.architecture import Architecture
 from onceforall.cost.analytic import macs, params
 from onceforall.cost.latency import LatencyTable, Timing
 from onceforall.cost.profile import measure_latency, profile
-from onceforall.data.dataset import ImageData
+from onceforall.data.dataset import Data
 from onceforall.deploy.manifest import FORMAT, Network, Role, Specialization
 from onceforall.devices.onnx import to_onnx
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
@@ -45,7 +46,7 @@ PARITY = 1e-4  # largest allowed difference of logits between the exported file 
 def specialize(
     supernet: Supernet,
     labels: Sequence[Label],
-    data: ImageData,
+    data: Data,
     device: OnnxRuntimeDevice,
     out: str | Path,
     *,
@@ -138,7 +139,7 @@ class _Job:
         self,
         supernet: Supernet,
         labels: Sequence[Label],
-        data: ImageData,
+        data: Data,
         device: OnnxRuntimeDevice,
         out: Path,
         candidates: int,
@@ -254,20 +255,25 @@ class _Job:
 
     def measure_accuracy(self, network: Network) -> None:
         """Top-1 of the exported file on the test images, and its parity with torch."""
-        images = self.data.images("test", network.architecture.resolution)
-        labels = self.data.labels("test").numpy()
-        arrays = images.contiguous().numpy()
+        session = threading.local()
 
-        def classes(part: np.ndarray) -> list[np.ndarray]:
-            session = self.device.session(self.out / network.file)
-            return [self.device.logits(session, image[None])[0] for image in part]
+        def classify(image: np.ndarray) -> np.ndarray:
+            if not hasattr(session, "own"):
+                session.own = self.device.session(self.out / network.file)
+            logits: np.ndarray = self.device.logits(session.own, image[None])[0]
+            return logits
 
-        with ThreadPoolExecutor(2) as pool:
-            logits = np.concatenate([np.stack(part) for part in pool.map(classes, np.array_split(arrays, 2))])
-        network.test_top1 = float(100 * (logits.argmax(1) == labels).mean())
-        with torch.inference_mode():
-            expected = self._plain(network.architecture)(images[:256]).numpy()
-        network.parity = float(np.abs(logits[: len(expected)] - expected).max() / np.abs(expected).max())
+        correct = count = 0
+        network.parity = 0.0
+        with ThreadPoolExecutor(2) as pool, torch.inference_mode():
+            for images, labels in self.data.batches("test", network.architecture.resolution):
+                logits = np.stack(list(pool.map(classify, images.contiguous().numpy())))
+                if not count:
+                    expected = self._plain(network.architecture)(images).numpy()
+                    network.parity = float(np.abs(logits - expected).max() / np.abs(expected).max())
+                correct += int((logits.argmax(1) == labels.numpy()).sum())
+                count += len(labels)
+        network.test_top1 = 100 * correct / count
         if network.parity > PARITY:
             raise InvalidConfiguration(
                 f"{network.file}: its logits differ from torch's by {network.parity:.1e} of the largest "

@@ -3,7 +3,7 @@
 Measured on two AVX2 cores, batch 128, channels_last (torch 2.13): the weight gradient of a 7x7
 depthwise convolution on 480 x 4 x 4 maps took 58 ms, here 2 ms; the gradient of average pooling
 came back in another memory format and made everything behind it up to ten times slower.
-`benchmarks/training_step.py` measures what both do to a step. Both agree with torch's own gradients (tests).
+`benchmarks/training_speed.py` measures what both do to a step. Both agree with torch's own gradients (tests).
 """
 
 from __future__ import annotations

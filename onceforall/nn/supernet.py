@@ -2,21 +2,68 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from onceforall.architecture import Architecture
-from onceforall.errors import OutOfDomain
+from onceforall.errors import InvalidArchitecture, OutOfDomain
 from onceforall.layers import LayerSpec
 from onceforall.nn.blocks import ElasticBlock, elastic
 from onceforall.nn.subnet import build, initialise
 from onceforall.space import SearchSpace
 
 
-class Supernet(nn.Module):
+class Trainable(nn.Module, ABC):
+    """What training runs: the architectures of a space through elastic blocks."""
+
+    space: SearchSpace
+
+    @property
+    @abstractmethod
+    def resolutions(self) -> tuple[int, ...]:
+        """Image sizes (px) that it takes."""
+
+    @abstractmethod
+    def _route(self, arch: Architecture) -> Iterator[tuple[ElasticBlock, LayerSpec]]:
+        """The active blocks of an architecture with their specs, in order. Raises InvalidArchitecture."""
+
+    def forward(self, x: Tensor, arch: Architecture) -> Tensor:
+        """Logits [n, classes] of `arch` for images [n, 3, resolution, resolution].
+
+        Batch norm uses batch statistics in training mode and running statistics otherwise; those of
+        a supernet belong to no sub-network in particular, so evaluate `calibrate(net.extract(arch), ...)`.
+        Raises InvalidArchitecture, and OutOfDomain where the images have another size.
+        """
+        if tuple(x.shape[2:]) != (arch.resolution, arch.resolution):
+            raise OutOfDomain(
+                f"images of {x.shape[-1]} x {x.shape[-2]} px: this architecture takes {arch.resolution} px"
+            )
+        for block, spec in self._route(arch):
+            x = block(x, spec)
+        return x
+
+    def extract(self, arch: Architecture) -> nn.Sequential:
+        """A plain network with copies of the weights of `arch`, in evaluation mode.
+
+        Its batch-norm statistics may be of other sub-networks: recalibrate them before use.
+        Raises InvalidArchitecture.
+        """
+        tensors = {
+            f"{index}.{name}": tensor.detach().clone()
+            for index, (block, spec) in enumerate(self._route(arch))
+            for name, tensor in block.slice(spec).items()
+        }
+        with torch.device("meta"):  # initial weights would be thrown away
+            network = build(self.space.lower(arch))
+        network.load_state_dict(tensors, assign=True)
+        return network.requires_grad_(True).eval()
+
+
+class Supernet(Trainable):
     """Weights shared by all sub-networks of `space`; `forward(x, arch)` runs one of them.
 
     Example:
@@ -38,36 +85,9 @@ class Supernet(nn.Module):
         self.head = nn.ModuleList(map(elastic, layers))
         initialise(self, torch.Generator().manual_seed(seed))
 
-    def forward(self, x: Tensor, arch: Architecture) -> Tensor:
-        """Logits [n, classes] of sub-network `arch` for images [n, 3, resolution, resolution].
-
-        Batch norm uses batch statistics in training mode and running statistics otherwise; those
-        belong to no sub-network in particular, so evaluate `calibrate(supernet.extract(arch), ...)`.
-        Raises InvalidArchitecture, and OutOfDomain where the images have another size.
-        """
-        if tuple(x.shape[2:]) != (arch.resolution, arch.resolution):
-            raise OutOfDomain(
-                f"images of {x.shape[-1]} x {x.shape[-2]} px: this architecture takes {arch.resolution} px"
-            )
-        for block, spec in self._route(arch):
-            x = block(x, spec)
-        return x
-
-    def extract(self, arch: Architecture) -> nn.Sequential:
-        """A plain network with copies of the weights of `arch`, in evaluation mode.
-
-        Its batch-norm statistics are the supernet's: recalibrate them before use.
-        Raises InvalidArchitecture.
-        """
-        tensors = {
-            f"{index}.{name}": tensor.detach().clone()
-            for index, (block, spec) in enumerate(self._route(arch))
-            for name, tensor in block.slice(spec).items()
-        }
-        with torch.device("meta"):  # initial weights would be thrown away
-            network = build(self.space.lower(arch))
-        network.load_state_dict(tensors, assign=True)
-        return network.requires_grad_(True).eval()
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        return self.space.resolutions
 
     def sort_channels(self, trained: SearchSpace | None = None) -> None:
         """Sort the middle channels of every block by importance, before smaller expand ratios open.
@@ -81,7 +101,6 @@ class Supernet(nn.Module):
                 block.sort_channels([form.layer for form in forms])
 
     def _route(self, arch: Architecture) -> Iterator[tuple[ElasticBlock, LayerSpec]]:
-        """The active blocks of an architecture with their specs, in order."""
         specs = self.space.lower(arch)
         units = (block for unit, depth in zip(self._units, arch.depths, strict=True) for block in unit[:depth])
         blocks = [*cast(list[ElasticBlock], self.stem), *units, *cast(list[ElasticBlock], self.head)]
@@ -90,3 +109,45 @@ class Supernet(nn.Module):
     @property
     def _units(self) -> list[list[ElasticBlock]]:
         return [list(cast(list[ElasticBlock], unit)) for unit in self.units]
+
+
+class Network(Trainable):
+    """One architecture of `space` with weights of its own: to train it alone, or to fine-tune it.
+
+    It runs the same operations as a supernet's sub-network; `extract` gives plain torch modules.
+    """
+
+    def __init__(self, space: SearchSpace, architecture: Architecture, seed: int = 0) -> None:
+        super().__init__()
+        self.space, self.architecture = space, architecture
+        self.layers = space.lower(architecture)
+        self.blocks = nn.ModuleList(map(elastic, self.layers))
+        initialise(self, torch.Generator().manual_seed(seed))
+
+    @classmethod
+    def of(cls, supernet: Supernet, architecture: Architecture) -> Self:
+        """The sub-network of a supernet, with copies of its weights. Raises InvalidArchitecture."""
+        network = cls(supernet.space, architecture)
+        network.load_plain(supernet.extract(architecture))
+        return network
+
+    @torch.no_grad()
+    def load_plain(self, network: nn.Module) -> None:
+        """Take the weights of the plain network of this architecture."""
+        tensors = network.state_dict()
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(tensors[self.plain_name(name)])
+
+    @staticmethod
+    def plain_name(name: str) -> str:
+        """What a tensor of this module is called in the plain network."""
+        return name.removeprefix("blocks.").replace(".full.", ".", 1)
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        return (self.architecture.resolution,)
+
+    def _route(self, arch: Architecture) -> Iterator[tuple[ElasticBlock, LayerSpec]]:
+        if arch != self.architecture:
+            raise InvalidArchitecture(f"{arch}: this network is {self.architecture}")
+        return zip(cast(list[ElasticBlock], self.blocks), self.layers, strict=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from onceforall import spaces
 from onceforall.architecture import Architecture
-from onceforall.data.dataset import ImageData, Split
+from onceforall.data.dataset import Data, Split
 from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import measure_top1
 from onceforall.files import append_jsonl, as_json, read_jsonl, write_jsonl
@@ -71,7 +71,7 @@ def spread_sample(space: SearchSpace, rng: np.random.Generator) -> Architecture:
 
 def label(
     supernet: Supernet,
-    data: ImageData,
+    data: Data,
     path: str | Path,
     *,
     count: int = 560,

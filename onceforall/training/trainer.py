@@ -1,54 +1,51 @@
-"""One loop for all recipes: elastic sampling, distillation, exact resume.
+"""One loop for all recipes: elastic sampling, distillation, exact resume, one process or many.
 
 Everything random in a step (order of images, augmentation, resolution, architectures, dropout)
 is drawn from generators seeded by (seed, phase, step), so that a run stopped at any step and
-resumed from its last checkpoint ends with the weights of an undisturbed one.
-
-A run is a folder:
-
-    space.json, recipe.json   what is trained, and how; run.json: seed, data splits, versions
-    checkpoint.safetensors    weights, momentum, phase and step: where to go on
-    teacher.safetensors       the supernet as the first phase left it
-    log.jsonl                 losses, learning rates, speed; top-1 of largest and smallest (label images)
-    supernet.safetensors      the result
+resumed from its last checkpoint ends with the weights of an undisturbed one, and every process of
+a distributed run makes the same draws.
 """
 
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onceforall.checkpoint import load_supernet, read_tensors, restore, save_supernet, write_tensors
-from onceforall.choices import ELASTIC
-from onceforall.data.augment import flip_and_shift
-from onceforall.data.dataset import ImageData
+from onceforall.checkpoint import load_supernet, restore, save_network, save_supernet
+from onceforall.data.batches import BatchPlan
+from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
 from onceforall.evaluate import measure_top1, specialised
-from onceforall.files import append_jsonl, as_json, read_json, read_jsonl, write_json, write_jsonl
 from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.subnet import channels_last
-from onceforall.nn.supernet import Supernet
-from onceforall.space import SearchSpace
-from onceforall.training.losses import hard_cross_entropy, soft_cross_entropy
+from onceforall.nn.supernet import Network, Supernet
+from onceforall.training import guard
+from onceforall.training.distributed import Processes
+from onceforall.training.guard import OnDivergence
+from onceforall.training.optimizer import momentum_of, sgd
 from onceforall.training.recipe import Phase, Recipe
+from onceforall.training.run_folder import Record, RunFolder, State
+from onceforall.training.sampler import SAMPLERS, Members, Only
+from onceforall.training.step import backward
 
-Record = dict[str, Any]
+N = TypeVar("N", bound=Supernet | Network)
 Precision = Literal["fp32", "bf16"]
 
 LOG_EVERY = 50
+MOMENTUM = "momentum."
 
 
 def train(
-    supernet: Supernet,
-    data: ImageData,
+    net: N,
+    data: Data,
     recipe: Recipe,
     run: str | Path,
     *,
@@ -56,248 +53,361 @@ def train(
     device: str = "cpu",
     precision: Precision = "fp32",
     checkpoint_every: int = 500,
+    keep: int = 2,
     evaluate_every: int = 5,
+    on_divergence: OnDivergence = "rollback",
     report: Callable[[Record], None] = lambda record: None,
     stop_after: int | None = None,
-) -> Supernet:
-    """Train `supernet` in place and write the run folder; a folder with a checkpoint is resumed.
+) -> N:
+    """Train a supernet, or a single network, in place and write the run folder; one with a checkpoint is resumed.
 
-    checkpoint_every: steps; evaluate_every: epochs. `report` receives each log record, and after
-    every step one with `"step"`. `stop_after` ends the call after that many steps (a checkpoint is
-    written). Raises InvalidConfiguration where the folder belongs to another run, TrainingDiverged
-    where the loss is no longer finite, UnwritableOutput where the folder cannot be written.
+    checkpoint_every: steps, of which the last `keep` stay; evaluate_every: epochs. `report` receives
+    each log record, and after every step one with `"steps"`. `stop_after` ends the call after that
+    many steps (a checkpoint is written). `on_divergence`: "rollback" goes on from the last checkpoint
+    with half the learning rate for the rest of the phase, three times at most; "stop" raises at once.
+
+    Started by `torchrun`, all processes take part; the folder must be one that all of them see.
+
+    Raises InvalidConfiguration where the folder belongs to another run or the recipe does not suit
+    the network, TrainingDiverged, UnwritableOutput where the folder cannot be written.
     """
-    return _Run(supernet, data, recipe, Path(run), seed, device, precision).go(
-        checkpoint_every, evaluate_every, report, stop_after
-    )
+    for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep), ("evaluate_every", evaluate_every)):
+        if value < 1:
+            raise InvalidConfiguration(f"{name} {value}: expected at least 1")
+    with Processes(device) as processes:
+        _Run(net, data, recipe, Path(run), processes, seed, precision, keep).go(
+            checkpoint_every, evaluate_every, on_divergence, report, math.inf if stop_after is None else stop_after
+        )
+    return net
 
 
 class _Run:
     def __init__(
         self,
-        supernet: Supernet,
-        data: ImageData,
+        net: Supernet | Network,
+        data: Data,
         recipe: Recipe,
         folder: Path,
+        processes: Processes,
         seed: int,
-        device: str,
         precision: Precision,
+        keep: int,
     ) -> None:
-        if recipe.batch_size > len(data.indices["train"]):
+        images = data.size("train")
+        if recipe.batch_size > images:
+            raise InvalidConfiguration(f"batch_size {recipe.batch_size}: the training split has {images} images")
+        classes = getattr(net.space.lower(net.space.largest())[-1], "out_features", None)
+        if classes != data.num_classes:
             raise InvalidConfiguration(
-                f"batch_size {recipe.batch_size}: the training split has {len(data.indices['train'])} images"
+                f"{data.name} has {data.num_classes} classes, and the network tells {classes} apart"
+            )
+        processes.check_batch(recipe.batch_size, recipe.batch_norm_size)
+        if isinstance(net, Network) and any(p.teacher != "none" or p.subnets > 1 for p in recipe.phases):
+            raise InvalidConfiguration(
+                f"recipe {recipe.name}: it trains sub-networks together, and this is a single network; "
+                "choose standalone or finetune"
             )
         keep_freed_memory()
-        self.data, self.recipe, self.folder, self.seed = data, recipe, folder, seed
-        self.device, self.precision = torch.device(device), precision
-        self.supernet = channels_last(supernet.to(self.device))
-        self.train_images = data.train_images[data.indices["train"]].to(self.device)
-        self.train_labels = data.labels("train").to(self.device)
-        self.steps_per_epoch = len(self.train_images) // recipe.batch_size
-        self.phase = self.step = 0
+        self.data, self.recipe, self.seed, self.processes = data, recipe, seed, processes
+        self.device, self.precision = processes.device, precision
+        self.net = channels_last(net.to(self.device))
+        self.parameters = list(net.parameters())
+        self.steps_per_epoch = images // recipe.batch_size
+        self.chunk = recipe.batch_norm_size or recipe.batch_size // processes.world
+        self.state = State()
         self.teachers: dict[int, nn.Module] = {}
-        self.began = time.perf_counter()
+        described = {"seed": seed, "precision": precision, "batch_norm_size": self.chunk, "data": data.describe()}
+        identity = {"space.json": net.space.to_json(), "recipe.json": recipe.to_json(), "run.json": described}
+        if isinstance(net, Network):
+            identity["architecture.json"] = net.architecture.to_json()
+        self.folder = RunFolder(folder, identity, keep)
 
     def go(
         self,
         checkpoint_every: int,
         evaluate_every: int,
+        on_divergence: OnDivergence,
         report: Callable[[Record], None],
-        stop_after: int | None,
-    ) -> Supernet:
+        budget: float,
+    ) -> None:
+        self.report = report if self.processes.first else lambda record: None
+        self.checkpoint_every, self.evaluate_every = checkpoint_every, evaluate_every
         momentum = self._begin_or_resume()
-
-        def log(record: Record) -> None:
-            record = {"phase": self.phase, "name": phase.name, "step": self.step, **record}
-            append_jsonl(self.folder / "log.jsonl", record)
-            report(record)
-
-        budget = math.inf if stop_after is None else stop_after
-        while self.phase < len(self.recipe.phases):
-            phase = self.recipe.phases[self.phase]
-            if self.step == 0 and phase.sort_channels and budget > 0:
-                self.supernet.sort_channels(self._trained())
-            optimizer = self._optimizer(momentum)
+        phases = self.recipe.phases
+        while self.state.phase < len(phases):
+            if budget <= 0:
+                return  # what comes next is in the folder
+            phase = phases[self.state.phase]
+            if self.state.step == 0 and phase.sort_channels and isinstance(self.net, Supernet):
+                self.net.sort_channels(self.recipe.opened_before(self.state.phase, self.net.space))
+            optimizer = sgd(self.net, self.recipe, momentum)
+            try:
+                budget = self._run_phase(phase, optimizer, budget)
+            except TrainingDiverged as error:
+                if on_divergence == "stop" or self.state.rollbacks >= guard.ROLLBACKS:
+                    raise
+                momentum = self._roll_back(error)
+                continue
             momentum = {}
-            steps = phase.epochs * self.steps_per_epoch
-            losses: list[Tensor] = []
-            since = time.perf_counter()
-            while self.step < steps:
-                if budget <= 0:
-                    self._checkpoint(optimizer)
-                    return self.supernet
-                losses.append(self._train_step(phase, optimizer, steps))
-                self.step += 1
-                budget -= 1
-                report({"phase": self.phase, "name": phase.name, "step": self.step, "steps": steps})
-                if self.step % LOG_EVERY == 0 or self.step == steps:
-                    loss = float(torch.stack(losses).mean())
-                    if not math.isfinite(loss):
-                        raise self._diverged(f"loss {loss}")
-                    images = len(losses) * self.recipe.batch_size
-                    speed = images / (time.perf_counter() - since)
-                    rate = optimizer.param_groups[0]["lr"]
-                    log({"loss": loss, "learning_rate": rate, "images_per_s": speed, "seconds": self._seconds()})
-                    losses, since = [], time.perf_counter()
-                if self.step % checkpoint_every == 0:
-                    self._checkpoint(optimizer)
-                if self.step % (evaluate_every * self.steps_per_epoch) == 0 or self.step == steps:
-                    log(self._evaluate())
-                    since = time.perf_counter()
-            self._check_weights()
-            if self.phase == 0:
-                save_supernet(self.folder / "teacher.safetensors", self.supernet)
-            self.phase, self.step = self.phase + 1, 0
+        if self.processes.first:
+            self._save_result()
+        self.processes.wait()
+
+    def _run_phase(self, phase: Phase, optimizer: torch.optim.SGD, budget: float) -> float:
+        """The rest of a phase, or as many steps as the budget allows; what is left of the budget."""
+        state, steps = self.state, phase.epochs * self.steps_per_epoch
+        last = int(min(steps, state.step + budget))
+        plan = BatchPlan(
+            self.data.size("train"),
+            self.recipe.batch_size,
+            self.net.resolutions,
+            self.seed,
+            state.phase,
+            self.processes.rank,
+            self.processes.world,
+        )
+        window = _Window()
+        for images, labels in self.data.training(plan.batches(state.step, last), self.device):
+            window.add(self._train_step(phase, optimizer, images, labels), self.recipe.batch_size)
+            state.step += 1
+            budget -= 1
+            self.report({**self._place(), "steps": steps})
+            log = state.step % LOG_EVERY == 0 or state.step == steps
+            checkpoint = state.step % self.checkpoint_every == 0 or state.step == last
+            if log or checkpoint:
+                means = self._checked(window)
+            if log:
+                rate = optimizer.param_groups[0]["lr"]
+                self._log({**means, "learning_rate": rate, "images_per_s": window.speed})
+                window = _Window()
+            began = time.perf_counter()
+            if state.step % (self.evaluate_every * self.steps_per_epoch) == 0 or state.step == steps:
+                self._evaluate(phase)
+            if checkpoint and state.step < steps:
+                self._checkpoint(optimizer)
+            window.since += time.perf_counter() - began  # neither is training
+        if state.step == steps:
+            self._check_weights()  # while this is the phase to go back in
+            taught = any(later.teacher == "frozen" for later in self.recipe.phases)
+            if state.phase == 0 and taught and self.processes.first and isinstance(self.net, Supernet):
+                save_supernet(self.folder.path / "teacher.safetensors", self.net)
+            self.state = State(phase=state.phase + 1, rollbacks=state.rollbacks, seconds=state.seconds)
             self._checkpoint(None)
-        save_supernet(self.folder / "supernet.safetensors", self.supernet)
-        return self.supernet
+            self.processes.wait()  # for the teacher
+        return budget
 
-    def _train_step(self, phase: Phase, optimizer: torch.optim.Optimizer, steps: int) -> Tensor:
-        rng = np.random.default_rng([self.seed, self.phase, self.step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    # One step
+
+    def _train_step(self, phase: Phase, optimizer: torch.optim.SGD, images: Tensor, labels: Tensor) -> Tensor:
+        """Loss and cross entropy [2] of this process's part of the batch, as its share of the mean."""
+        resolution = images.shape[-1]
+        rng = np.random.default_rng([self.seed, self.state.phase, self.state.step, 2])
+        archs = SAMPLERS[phase.sampler](self._members(phase, resolution), phase.subnets, rng)
         dropout_seed = int(rng.integers(2**62))
-        images, labels = self._batch(generator)
-        space = self.supernet.space
-        resolution = int(rng.choice(space.resolutions))
-        images = self.data.prepare(images, resolution)
-        options = phase.opened(space).restrict(resolutions=[resolution])
+        teacher = self._teacher(resolution) if phase.teacher == "frozen" else None
         for group in optimizer.param_groups:
-            group["lr"] = self._learning_rate(phase, steps)
-        self.supernet.train()
+            group["lr"] = self._learning_rate(phase)
+        self.net.train()
         optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            soft = self._teach(images, resolution) if phase.distill else None
-        torch.manual_seed(dropout_seed)  # after the teacher, whose construction draws as well
-        for _ in range(phase.subnets):
-            arch = options.sample(rng)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                logits = self.supernet(images, arch)
-            loss = hard_cross_entropy(logits, labels, self.recipe.label_smoothing)
-            if soft is not None:
-                loss = loss + phase.distill * soft_cross_entropy(logits, soft)
-            loss.backward()
-            total += loss.detach() / phase.subnets
+        means = torch.zeros(2, device=self.device)
+        before = self.processes.rank * len(images) // self.chunk  # chunks of the processes before this one
+        for index, (chunk, classes) in enumerate(
+            zip(images.split(self.chunk), labels.split(self.chunk), strict=True), before
+        ):
+            torch.manual_seed(dropout_seed + index)
+            share = len(chunk) / self.recipe.batch_size
+            means += share * backward(
+                self.net,
+                archs,
+                phase,
+                chunk,
+                classes,
+                teacher=teacher,
+                label_smoothing=self.recipe.label_smoothing,
+                share=share,
+                ramp=phase.ramp_at(self.state.step, self.steps_per_epoch),
+                bf16=self.precision == "bf16",
+            )
+        self.processes.sum_gradients(self.parameters)
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
         optimizer.step()
-        return total
+        return means
 
-    def _batch(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        epoch, position = divmod(self.step, self.steps_per_epoch)
-        rng = np.random.default_rng([self.seed, self.phase, 10**9 + epoch])
-        order = rng.permutation(len(self.train_images))
-        start = position * self.recipe.batch_size
-        chosen = torch.from_numpy(order[start : start + self.recipe.batch_size]).to(self.device)
-        return flip_and_shift(self.train_images[chosen], generator), self.train_labels[chosen]
+    def _learning_rate(self, phase: Phase) -> float:
+        return self.state.rate_scale * phase.learning_rate_at(self.state.step, self.steps_per_epoch)
 
-    def _learning_rate(self, phase: Phase, steps: int) -> float:
-        warmup = phase.warmup_epochs * self.steps_per_epoch
-        if self.step < warmup:
-            return phase.learning_rate * (self.step + 1) / warmup
-        progress = (self.step - warmup) / max(steps - warmup, 1)
-        return phase.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    def _members(self, phase: Phase, resolution: int) -> Members:
+        if isinstance(self.net, Network):
+            return Only(self.net.architecture)
+        return phase.opened(self.net.space).restrict(resolutions=[resolution])
 
-    def _optimizer(self, momentum: dict[str, Tensor]) -> torch.optim.Optimizer:
-        """SGD without weight decay on vectors (batch norm, biases), its momentum restored."""
-        named = dict(self.supernet.named_parameters())
-        decayed = [p for p in named.values() if p.ndim > 1]
-        free = [p for p in named.values() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-        optimizer = torch.optim.SGD(groups, lr=1.0, momentum=self.recipe.momentum, nesterov=True)
-        for name, buffer in momentum.items():
-            # Same memory format as the parameter: the update then runs in the same order of additions.
-            optimizer.state[named[name]]["momentum_buffer"] = torch.empty_like(named[name]).copy_(buffer).detach()
-        return optimizer
-
-    @torch.no_grad()
-    def _teach(self, images: Tensor, resolution: int) -> Tensor:
-        """Logits of the largest network of the first phase, calibrated at this resolution, batch norm folded."""
+    def _teacher(self, resolution: int) -> nn.Module:
+        """The largest network of the first phase, calibrated at this resolution, batch norm folded."""
         if resolution not in self.teachers:
-            supernet = load_supernet(self.folder / "teacher.safetensors")
-            largest = self.supernet.space.restrict(resolutions=[resolution]).largest()
-            self.teachers[resolution] = specialised(supernet, largest, self.data).to(self.device)
-        logits: Tensor = self.teachers[resolution](images)
-        return logits
+            supernet = load_supernet(self.folder.path / "teacher.safetensors").to(self.device)
+            largest = supernet.space.restrict(resolutions=[resolution]).largest()
+            self.teachers[resolution] = specialised(supernet, largest, self.data)
+        return self.teachers[resolution]
 
-    def _trained(self) -> SearchSpace:
-        """The sub-space that the phases so far trained."""
-        phases = self.recipe.phases[: max(self.phase, 1)]
-        opened = {name: max(getattr(phase, name) for phase in phases) for name in ELASTIC}
-        return self.supernet.space.largest_choices(**opened)
+    # Logs and measurements
 
-    def _evaluate(self) -> Record:
-        space = self.supernet.space
-        phase = self.recipe.phases[self.phase]
-        smallest = phase.opened(space).smallest()
-        copy = self.supernet if self.device.type == "cpu" else Supernet(space)
-        if copy is not self.supernet:
-            copy.load_state_dict(self.supernet.state_dict())
+    def _place(self) -> Record:
         return {
-            "largest_top1": measure_top1(copy, space.largest(), self.data, "label"),
-            "smallest_open_top1": measure_top1(copy, smallest, self.data, "label"),
-            "seconds": self._seconds(),
+            "phase": self.state.phase,
+            "name": self.recipe.phases[self.state.phase].name,
+            "step": self.state.step,
         }
+
+    def _log(self, record: Record) -> None:
+        if self.processes.first:
+            record = {**self._place(), **record, "seconds": self._seconds()}
+            self.folder.log(record)
+            self.report(record)
+
+    def _checked(self, window: _Window) -> Record:
+        """Mean losses of the window over all processes. Raises TrainingDiverged where they are hopeless."""
+        loss, cross_entropy = self.processes.sum(window.means()).tolist()
+        problem = guard.trouble(cross_entropy, self.state, self.data.num_classes)
+        if problem:
+            raise self._diverged(problem)
+        return {"loss": loss, "cross_entropy": cross_entropy}
+
+    def _evaluate(self, phase: Phase) -> None:
+        """Log top-1 of the largest and the smallest open sub-network on the label images."""
+        if not self.processes.first:
+            return
+        if isinstance(self.net, Network):
+            self._log({"largest_top1": measure_top1(self.net, self.net.architecture, self.data, "label")})
+            return
+        ends = {"largest_top1": self.net.space.largest(), "smallest_open_top1": phase.opened(self.net.space).smallest()}
+        self._log({name: measure_top1(self.net, arch, self.data, "label") for name, arch in ends.items()})
+
+    def _seconds(self) -> float:
+        return self.state.seconds + time.perf_counter() - self.began
+
+    # The run folder
 
     def _begin_or_resume(self) -> dict[str, Tensor]:
-        described = {
-            "seed": self.seed,
-            "precision": self.precision,
-            "data": self.data.describe(),
-        }
-        identity = {
-            "space.json": self.supernet.space.to_json(),
-            "recipe.json": self.recipe.to_json(),
-            "run.json": described,
-        }
-        checkpoint = self.folder / "checkpoint.safetensors"
-        if not checkpoint.exists():
-            for name, value in identity.items():
-                write_json(self.folder / name, value)
-            write_jsonl(self.folder / "log.jsonl", [])
-            versions = {"python": platform.python_version(), "torch": torch.__version__, "device": str(self.device)}
-            append_jsonl(self.folder / "log.jsonl", {"event": "start", "threads": torch.get_num_threads(), **versions})
+        """Weights and place of the newest checkpoint, and its momentum; a new folder where there is none."""
+        self.began = time.perf_counter()
+        about = {"device": str(self.device), "processes": self.processes.world, "threads": torch.get_num_threads()}
+        found = self._load()
+        if found is None:
+            if self.processes.first:
+                self.folder.begin(about, self.data.held_out())
+            self._checkpoint(None)
+            self.processes.wait()
             return {}
-        for name, value in identity.items():
-            # Compare as JSON: tuples were written as lists.
-            if read_json(self.folder / name) != as_json(value):
-                raise InvalidConfiguration(
-                    f"{self.folder / name} is of another run: choose a new folder, or repeat the settings in it"
-                )
-        tensors, metadata = read_tensors(checkpoint)
-        prefix = "momentum."
-        momentum = {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
-        restore(self.supernet, tensors, str(checkpoint))
-        self.phase, self.step = int(metadata["phase"]), int(metadata["step"])
-        self.began -= float(metadata["seconds"])
-        log = self.folder / "log.jsonl"
-        place = (self.phase, self.step)
-        kept = [line for line in read_jsonl(log) if (line.get("phase", -1), line.get("step", 0)) <= place]
-        write_jsonl(log, kept)
-        append_jsonl(log, {"event": "resume", "phase": self.phase, "step": self.step})
+        self.folder.check_identity()
+        momentum = self._restore(*found)
+        self.processes.check_equal(self.parameters)
+        if self.processes.first:
+            self.folder.forget_after(self.state)
+            place = {"phase": self.state.phase, "step": self.state.step}
+            self.folder.log({"event": "resume", **place, **about})
+        return momentum
+
+    def _load(self) -> tuple[dict[str, Tensor], State] | None:
+        """The newest checkpoint. Raises InvalidConfiguration where it is not the same for all processes."""
+        self.processes.wait()  # the first may be about to write it
+        found = self.folder.load()
+        place = (found[1].phase, found[1].step) if found else (-1, -1)
+        if not self.processes.agree(torch.tensor(place, device=self.device)):
+            raise InvalidConfiguration(
+                f"{self.folder.path}: the processes find different checkpoints: give a folder that all of them see"
+            )
+        return found
+
+    def _restore(self, tensors: dict[str, Tensor], state: State) -> dict[str, Tensor]:
+        momentum = {name.removeprefix(MOMENTUM): tensors.pop(name) for name in list(tensors) if _is_momentum(name)}
+        restore(self.net, tensors, str(self.folder.path / "checkpoints"))
+        self.state, self.began = state, time.perf_counter()
+        return momentum
+
+    def _roll_back(self, error: TrainingDiverged) -> dict[str, Tensor]:
+        """Go back to the last checkpoint, with half the learning rate from there to the end of the phase."""
+        diverged, seconds = self.state, self._seconds()
+        found = self._load()
+        assert found is not None  # each phase begins with a checkpoint
+        momentum = self._restore(*found)
+        self.state = replace(
+            self.state,
+            rate_scale=diverged.rate_scale * guard.RATE_FACTOR,
+            rollbacks=diverged.rollbacks + 1,
+            seconds=seconds,
+        )
+        if self.processes.first:
+            self.folder.forget_after(self.state)
+        self._write_checkpoint(momentum)  # so that a resumed run has the lower rate, too
+        self._log({"event": "rollback", "reason": str(error), "rate_scale": self.state.rate_scale})
         return momentum
 
     def _check_weights(self) -> None:
         """A checkpoint must never replace good weights by what has diverged."""
-        for name, parameter in self.supernet.named_parameters():
+        self.processes.check_equal(self.parameters)  # first: what follows is then the same for all
+        for name, parameter in self.net.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise self._diverged(f"{name} is not finite")
 
     def _diverged(self, what: str) -> TrainingDiverged:
-        phase = self.recipe.phases[self.phase]
+        phase = self.recipe.phases[self.state.phase]
+        rate = phase.learning_rate * self.state.rate_scale
         return TrainingDiverged(
-            f"{what} in phase {phase.name}, step {self.step}, at a peak learning rate of {phase.learning_rate:g}: "
-            f"train in a new folder with a lower one; {self.folder} keeps its last good checkpoint"
+            f"{what} in phase {phase.name}, step {self.state.step}, at a peak learning rate of {rate:g}: "
+            f"train in a new folder with a lower one; {self.folder.path} keeps its last good checkpoint"
         )
 
-    def _checkpoint(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def _checkpoint(self, optimizer: torch.optim.SGD | None) -> None:
         self._check_weights()
-        tensors = dict(self.supernet.state_dict())
-        if optimizer is not None:
-            for name, parameter in self.supernet.named_parameters():
-                buffer = optimizer.state.get(parameter, {}).get("momentum_buffer")
-                if buffer is not None:
-                    tensors[f"momentum.{name}"] = buffer
-        metadata = {"phase": str(self.phase), "step": str(self.step), "seconds": str(self._seconds())}
-        write_tensors(self.folder / "checkpoint.safetensors", tensors, metadata)
+        self._write_checkpoint(momentum_of(self.net, optimizer) if optimizer else {})
 
-    def _seconds(self) -> float:
-        return time.perf_counter() - self.began
+    def _write_checkpoint(self, momentum: dict[str, Tensor]) -> None:
+        if self.processes.first:
+            tensors = {**self.net.state_dict(), **{MOMENTUM + name: buffer for name, buffer in momentum.items()}}
+            self.folder.save(tensors, replace(self.state, seconds=self._seconds()), self._following())
+
+    def _following(self) -> Record:
+        """What comes next, for people."""
+        phases = self.recipe.phases
+        if self.state.phase == len(phases):
+            return {"next": "nothing: the run is complete"}
+        phase = phases[self.state.phase]
+        steps = phase.epochs * self.steps_per_epoch
+        return {
+            "next": f"phase {self.state.phase + 1} of {len(phases)}, {phase.name}",
+            "epoch": f"{self.state.step // self.steps_per_epoch + 1} of {phase.epochs}",
+            "steps": steps,
+            "learning_rate": self._learning_rate(phase),
+        }
+
+    def _save_result(self) -> None:
+        if isinstance(self.net, Network):
+            save_network(self.folder.path / "network.safetensors", self.net)
+        else:
+            save_supernet(self.folder.path / "supernet.safetensors", self.net)
+
+
+class _Window:
+    """The losses [2] of the steps since the last record, and how fast they were."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.images = 0
+        self.since = time.perf_counter()
+
+    def add(self, losses: Tensor, images: int) -> None:
+        self.losses.append(losses)
+        self.images += images
+
+    def means(self) -> Tensor:
+        return torch.stack(self.losses).mean(0)
+
+    @property
+    def speed(self) -> float:
+        """Images a second."""
+        return self.images / (time.perf_counter() - self.since)
+
+
+def _is_momentum(name: str) -> bool:
+    return name.startswith(MOMENTUM)

@@ -1,12 +1,20 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from onceforall.data.dataset import SPLITS, ImageData, Split
+from onceforall.data.augment import flip_and_shift
+from onceforall.data.batches import Batch, BatchPlan
+from onceforall.data.dataset import SPLITS, ImageData, Split, normalise, split_positions, split_rule
 from onceforall.errors import InvalidConfiguration
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
+CPU = torch.device("cpu")
 
 
 def data_of(train: int, test: int = 7, size: int = 1) -> ImageData:
@@ -16,6 +24,9 @@ def data_of(train: int, test: int = 7, size: int = 1) -> ImageData:
         return (torch.arange(count) % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, size, size).contiguous()
 
     return ImageData("positions", images(train), torch.arange(train), images(test), torch.arange(test), 10, MEAN, STD)
+
+
+# Splits
 
 
 @pytest.mark.parametrize(
@@ -39,6 +50,61 @@ def test_label_images_are_never_trained_on_nor_calibrated_with(count: int) -> No
     assert not label & train
     assert label | train == set(range(count))
     assert calibrate < train
+
+
+@settings(deadline=None)
+@given(
+    count=st.one_of(st.integers(20, 2000), st.integers(20, 2_000_000)),
+    calibration_images=st.integers(1, 3000),
+    spread=st.booleans(),
+)
+def test_splits_of_any_size_keep_the_documented_bounds(count: int, calibration_images: int, spread: bool) -> None:
+    train, calibrate, label = split_positions(count, calibration_images, spread).values()
+    assert len(train) + len(label) == count
+    assert len(label) <= min(10_000, count // 10)
+    assert len(label) > min(3_000, count // 20)  # 110,000 images: every 20th, 5,500
+    assert len(calibrate) == min(calibration_images, -(-count // 20))
+    for chosen in (train, calibrate, label):
+        assert (np.diff(chosen) > 0).all()
+    assert not np.isin(label, train).any()
+    assert np.isin(calibrate, train).all()
+
+
+def test_label_images_of_a_large_set_are_ten_thousand_at_most() -> None:
+    splits = split_positions(1_281_167)
+    assert splits["label"].tolist() == list(range(129, 1_281_167, 130))
+    assert len(splits["label"]) == 9_855
+    assert splits["calibrate"].tolist() == list(range(0, 40_000, 20))
+    assert "p % 130 == 129" in split_rule(1_281_167)
+    assert [split_positions(count)["label"][0] for count in (100_000, 100_001, 200_000, 200_001)] == [9, 19, 19, 29]
+
+
+def test_calibration_images_are_the_first_or_spread_over_the_whole_set() -> None:
+    assert split_positions(400, 5)["calibrate"].tolist() == [0, 20, 40, 60, 80]
+    assert split_positions(400, 5, spread=True)["calibrate"].tolist() == [0, 80, 160, 240, 320]
+    assert split_positions(140, 5, spread=True)["calibrate"].tolist() == [0, 20, 40, 80, 100]
+    assert split_positions(80, 5, spread=True)["calibrate"].tolist() == [0, 20, 40, 60]
+
+
+def test_the_rule_of_shipped_labels_has_not_changed() -> None:
+    assert split_rule(50_000) == (
+        "training position p: label if p % 10 == 9, else train; calibrate: the first 2000 with p % 20 == 0; "
+        "test: the test set"
+    )
+    assert split_rule(50_000, 500, spread=True) == (
+        "training position p: label if p % 10 == 9, else train; calibrate: 500, evenly spread, with p % 20 == 0; "
+        "test: the test set"
+    )
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_sizes_are_those_of_the_splits(split: Split) -> None:
+    data = data_of(605)
+    assert data.size(split) == len(data.labels(split)) == len(data.images(split, 1))
+
+
+def test_held_out_images_are_told_by_their_positions() -> None:
+    assert data_of(60).held_out() == {"label": [9, 19, 29, 39, 49, 59], "calibrate": [0, 20, 40]}
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -87,6 +153,13 @@ def test_preparation_normalises_each_channel() -> None:
     assert_close(data_of(20).prepare(images, 4), expected.view(3, 1, 1).expand(2, 3, 4, 4))
 
 
+def test_normalised_images_have_the_given_mean_and_deviation() -> None:
+    images = torch.rand(8, 3, 6, 6) * 255
+    deviation, mean = torch.std_mean(images / 255, dim=(0, 2, 3))
+    normalised = normalise(images, tuple(mean.tolist()), tuple(deviation.tolist()))
+    assert_close(torch.std_mean(normalised, dim=(0, 2, 3)), (torch.ones(3), torch.zeros(3)), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("resolution", [3, 8, 20])
 def test_preparation_resizes_and_keeps_a_plain_image_plain(resolution: int) -> None:
     prepared = data_of(20).prepare(torch.full((2, 3, 8, 8), 100, dtype=torch.uint8), resolution)
@@ -128,3 +201,43 @@ def test_calibration_batches_are_the_calibration_images(tiny_data: ImageData) ->
     batches = tiny_data.calibration(16, batch_size=8)
     assert [len(batch) for batch in batches] == [8, 8, 8, 6]
     assert_close(torch.cat(batches), tiny_data.prepare(tiny_data.train_images[::20], 16))
+
+
+# Training
+
+
+def plan_of(**options: int) -> BatchPlan:
+    return replace(BatchPlan(images=540, batch_size=32, resolutions=(16, 20), seed=0, phase=0), **options)
+
+
+def test_training_follows_the_plan(tiny_data: ImageData) -> None:
+    batches = list(plan_of().batches(5, 9))
+    images, labels = tiny_data.train_images[tiny_data.indices["train"]], tiny_data.labels("train")
+    for batch, (found, classes) in zip(batches, tiny_data.training(batches, CPU), strict=True):
+        augmented = flip_and_shift(images[batch.positions], torch.Generator().manual_seed(batch.seed))
+        assert_close(found, tiny_data.prepare(augmented, batch.resolution))
+        assert torch.equal(classes, labels[batch.positions])
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_parts_of_all_processes_are_the_batch(tiny_data: ImageData, world: int) -> None:
+    whole = tiny_data.training(plan_of().batches(0, 3), CPU)
+    ranks = [tiny_data.training(plan_of(rank=rank, world=world).batches(0, 3), CPU) for rank in range(world)]
+    for (images, labels), *shares in zip(whole, *ranks, strict=True):
+        assert_close(torch.cat([part for part, _ in shares]), images)
+        assert torch.equal(torch.cat([part for _, part in shares]), labels)
+        assert {len(part) for _, part in shares} == {32 // world}
+
+
+def test_a_batch_is_the_same_each_time_and_another_seed_augments_it_otherwise(tiny_data: ImageData) -> None:
+    batch = Batch(np.arange(32), 20, seed=1, part=slice(0, 32))
+    (first, _), (again, _), (other, _) = tiny_data.training([batch, batch, replace(batch, seed=2)], CPU)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_images_first_asked_for_in_inference_mode_are_fit_for_training(tiny_data: ImageData) -> None:
+    data = replace(tiny_data, _prepared={})
+    with torch.inference_mode():
+        inside = data.images("test", 16)
+    assert not inside.is_inference()

@@ -1,18 +1,38 @@
 import json
+import math
 from typing import Any
 
 import pytest
 
+from onceforall.choices import ELASTIC
 from onceforall.errors import InvalidConfiguration
 from onceforall.space import SearchSpace
 from onceforall.spaces import mobilenet_v3
-from onceforall.training.recipe import Phase, Recipe, progressive_shrinking
+from onceforall.training.recipe import (
+    BY_NAME,
+    Phase,
+    Recipe,
+    by_name,
+    delayed_shrinking,
+    finetune,
+    progressive_shrinking,
+    random_order,
+    sandwich,
+    standalone,
+)
 
 PAPER = progressive_shrinking()
+ALONE = ("standalone", "finetune")  # one network, not a supernet
+
+every = pytest.mark.parametrize("name", BY_NAME)
+
+
+# Progressive shrinking
 
 
 def test_the_defaults_are_those_of_the_paper() -> None:
     assert (PAPER.batch_size, PAPER.momentum, PAPER.weight_decay, PAPER.label_smoothing) == (2048, 0.9, 3e-5, 0.1)
+    assert (PAPER.clip_norm, PAPER.batch_norm_size) == (0, 0)
     table = [(phase.name, phase.epochs, phase.learning_rate, phase.subnets) for phase in PAPER.phases]
     assert table == [
         ("full", 180, 2.6, 1),
@@ -30,13 +50,6 @@ def test_phases_open_kernels_then_depths_then_widths() -> None:
     assert [phase.width_multipliers for phase in PAPER.phases] == [1, 1, 1, 1, 2, 4]
 
 
-def test_the_last_phase_opens_everything(space: SearchSpace) -> None:
-    assert PAPER.phases[-1].opened(space) == space
-    first = PAPER.phases[0].opened(space)
-    assert first.size == len(space.resolutions)
-    assert first.largest() == space.largest()
-
-
 def test_a_phase_opens_its_number_of_largest_choices() -> None:
     space = mobilenet_v3(resolutions=(32, 64), width_multipliers=(0.25, 0.5, 0.75, 1))
     phase = Phase("x", 1, 0.1, depths=2, kernels=1, expands=3, width_multipliers=2)
@@ -50,23 +63,27 @@ def test_a_tied_space_opens_with_its_width_phases() -> None:
     assert [unit.depths for unit in opened] == [(4,), (4,), (4,), (4,), (3, 4), (2, 3, 4)]
 
 
+def test_what_was_trained_before_a_phase_is_what_the_earlier_ones_opened() -> None:
+    space = mobilenet_v3(resolutions=(32,), width_multipliers=(0.5, 0.75, 1))
+    full, deep = space.largest_choices(**dict.fromkeys(ELASTIC, 1)), space.restrict(expands=[6], width_multipliers=[1])
+    assert [PAPER.opened_before(number, space) for number in (0, 1)] == [full, full]
+    assert PAPER.opened_before(4, space) == deep
+    assert PAPER.opened_before(5, space) == space.restrict(expands=[4, 6], width_multipliers=[0.75, 1])
+    back = Recipe("back", (*PAPER.phases[:5], PAPER.phases[0], PAPER.phases[0]), 32)  # what is closed again was trained
+    assert back.opened_before(6, space) == PAPER.opened_before(5, space)
+
+
 def test_channels_are_sorted_before_each_width_phase_only() -> None:
     assert [phase.sort_channels for phase in PAPER.phases] == [False] * 4 + [True] * 2
 
 
-def test_every_phase_but_the_first_has_the_teacher() -> None:
-    assert [phase.distill for phase in PAPER.phases] == [0.0] + [1.0] * 5
+def test_every_phase_but_the_first_has_the_frozen_teacher() -> None:
+    assert [phase.teacher for phase in PAPER.phases] == ["none"] + ["frozen"] * 5
+    assert {(phase.loss, phase.distill, phase.hard) for phase in PAPER.phases} == {("cross_entropy", 1.0, 1.0)}
 
 
 def test_the_long_phases_warm_up_for_five_epochs() -> None:
     assert [phase.warmup_epochs for phase in PAPER.phases] == [5, 5, 0, 5, 0, 5]
-
-
-def test_learning_rates_scale_with_the_batch_size() -> None:
-    recipe = progressive_shrinking(batch_size=128, learning_rate_scale=2.0)
-    assert recipe.batch_size == 128
-    for phase, paper in zip(recipe.phases, PAPER.phases, strict=True):
-        assert phase.learning_rate == pytest.approx(paper.learning_rate / 8)
 
 
 def test_warm_up_scales_with_the_length_of_its_phase() -> None:
@@ -74,50 +91,254 @@ def test_warm_up_scales_with_the_length_of_its_phase() -> None:
     assert [phase.warmup_epochs for phase in recipe.phases] == [1, 1, 0, 2, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "lengths"),
+    [
+        (605, [180, 125, 25, 125, 25, 125]),
+        (302.5, [90, 62, 12, 62, 12, 62]),
+        (34, [10, 7, 1, 7, 1, 7]),
+        (6, [2, 1, 1, 1, 1, 1]),
+        (1, [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_one_number_of_epochs_keeps_the_proportions_of_the_phases(epochs: float, lengths: list[int]) -> None:
+    assert [phase.epochs for phase in progressive_shrinking(epochs).phases] == lengths
+
+
+@pytest.mark.parametrize("epochs", [0, 0.5, -3, math.nan])
+def test_less_than_an_epoch_is_refused(epochs: float) -> None:
+    with pytest.raises(InvalidConfiguration, match=f"epochs {epochs}: expected at least 1"):
+        progressive_shrinking(epochs)
+
+
 @pytest.mark.parametrize("epochs", [(1, 1, 1), (1,) * 7, ()])
 def test_another_number_of_phases_is_refused(epochs: tuple[int, ...]) -> None:
-    with pytest.raises(InvalidConfiguration, match=r"give six .*full, kernel"):
-        progressive_shrinking(epochs=epochs)
+    with pytest.raises(InvalidConfiguration, match=r"give one number, or six .*full, kernel"):
+        progressive_shrinking(epochs)
 
 
-@pytest.mark.parametrize("recipe", [PAPER, Recipe("short", (Phase("only", 1, 0.1, distill=0.0),), 32)])
+# The others
+
+
+@pytest.mark.parametrize("loss", ["kl", "alpha", "cross_entropy"])
+def test_a_sandwich_is_one_phase_in_which_the_largest_teaches_the_others(loss: str) -> None:
+    (phase,) = sandwich(36, loss=loss, subnets=3).phases
+    assert (phase.sampler, phase.subnets, phase.teacher, phase.loss) == ("sandwich", 3, "in_place", loss)
+    assert (phase.distill, phase.hard) == (1.0, 0.0)
+    assert (phase.epochs, phase.warmup_epochs, phase.sort_channels, phase.ramp_epochs) == (36, 1, False, 0)
+
+
+@pytest.mark.parametrize("recipe", [sandwich, delayed_shrinking])
+def test_a_sandwich_needs_the_largest_and_another_network(recipe: Any) -> None:
+    for subnets in (0, 1):
+        with pytest.raises(InvalidConfiguration, match=f"subnets {subnets}: expected an integer of at least 2"):
+            recipe(subnets=subnets)
+
+
+def test_only_the_recipes_with_a_sandwich_clip_gradients() -> None:
+    clipped = {name: recipe().clip_norm for name, recipe in BY_NAME.items()}
+    assert clipped == {name: 1.0 if name in ("sandwich", "delayed_shrinking") else 0.0 for name in BY_NAME}
+    assert [recipe(clip_norm=0.0).clip_norm for recipe in (sandwich, delayed_shrinking)] == [0.0, 0.0]
+
+
+def test_random_order_learns_from_labels_alone() -> None:
+    (phase,) = random_order(subnets=2).phases
+    assert (phase.sampler, phase.subnets, phase.teacher) == ("uniform", 2, "none")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "lengths", "ramp"), [(180, (90, 90), 18), (16, (8, 8), 2), (5, (3, 2), 1), (2, (1, 1), 1)]
+)
+def test_delayed_shrinking_opens_everything_at_half_time(epochs: int, lengths: tuple[int, int], ramp: int) -> None:
+    full, shrink = delayed_shrinking(epochs, loss="alpha", subnets=3).phases
+    assert (full.epochs, shrink.epochs) == lengths
+    assert (full.subnets, full.teacher, full.ramp_epochs) == (1, "none", 0)
+    assert (shrink.sampler, shrink.subnets, shrink.teacher, shrink.loss) == ("sandwich", 3, "in_place", "alpha")
+    assert (shrink.ramp_epochs, shrink.sort_channels, shrink.hard) == (ramp, True, 0.0)
+
+
+def test_one_cosine_spans_both_phases_of_delayed_shrinking() -> None:
+    full, shrink = delayed_shrinking().phases
+    assert (full.cosine, shrink.cosine) == ((0.0, 0.5), (0.5, 1.0))
+    assert full.learning_rate == shrink.learning_rate
+    assert (full.warmup_epochs, shrink.warmup_epochs) == (2, 0)
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_delayed_shrinking_needs_an_epoch_for_each_phase(epochs: int) -> None:
+    with pytest.raises(InvalidConfiguration, match=f"epochs {epochs}: expected an integer of at least 2"):
+        delayed_shrinking(epochs)
+
+
+def test_standalone_training_is_the_first_phase_of_shrinking() -> None:
+    (phase,) = standalone(180).phases
+    first = PAPER.phases[0]
+    assert (phase.epochs, phase.learning_rate, phase.warmup_epochs) == (180, first.learning_rate, first.warmup_epochs)
+
+
+def test_fine_tuning_has_the_rate_of_the_last_phase_of_shrinking() -> None:
+    (phase,) = finetune().phases
+    assert (phase.epochs, phase.learning_rate) == (25, PAPER.phases[-1].learning_rate)
+
+
+# Every recipe
+
+
+@every
+def test_the_last_phase_opens_everything_unless_one_network_is_trained(name: str, space: SearchSpace) -> None:
+    first, last = (BY_NAME[name]().phases[end].opened(space) for end in (0, -1))
+    assert first.largest() == space.largest()
+    if name in ALONE:
+        assert last.size == len(space.resolutions)
+    else:
+        assert last == space
+    if name in ("progressive_shrinking", "delayed_shrinking"):
+        assert first.size == len(space.resolutions)
+
+
+@every
+def test_learning_rates_scale_with_the_batch_size(name: str) -> None:
+    recipe, paper = BY_NAME[name](batch_size=128, learning_rate_scale=2.0), BY_NAME[name]()
+    assert (recipe.batch_size, paper.batch_size) == (128, 2048)
+    for phase, original in zip(recipe.phases, paper.phases, strict=True):
+        assert phase.learning_rate == pytest.approx(original.learning_rate / 8)
+
+
+@every
+def test_every_recipe_takes_the_shared_settings(name: str) -> None:
+    settings: dict[str, Any] = {
+        "momentum": 0.8,
+        "weight_decay": 1e-4,
+        "label_smoothing": 0.0,
+        "clip_norm": 5.0,
+        "batch_norm_size": 64,
+    }
+    recipe = BY_NAME[name](**settings)
+    assert recipe.name == name
+    assert {setting: getattr(recipe, setting) for setting in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("recipe", "subnet_epochs"),
+    [
+        (PAPER, 180 + 125 + 2 * 25 + 2 * 125 + 4 * 25 + 4 * 125),
+        (sandwich(10, subnets=3), 30),
+        (random_order(10), 40),
+        (delayed_shrinking(5), 3 + 4 * 2),
+        (standalone(7), 7),
+        (finetune(), 25),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_sub_network_epochs_are_epochs_times_sub_networks(recipe: Recipe, subnet_epochs: int) -> None:
+    assert recipe.subnet_epochs == subnet_epochs
+
+
+ODD = Recipe(
+    "odd",
+    (Phase("only", 1, 0.1, 1, 2, 3, 4, 5, "sandwich", 6, "in_place", "alpha", 0.5, 0.25, 2, True, (0.25, 0.5)),),
+    32,
+    momentum=0.8,
+    label_smoothing=0.0,
+    clip_norm=2.0,
+    batch_norm_size=16,
+)
+
+
+@pytest.mark.parametrize("recipe", [*(recipe() for recipe in BY_NAME.values()), ODD], ids=lambda recipe: recipe.name)
 def test_json_round_trip(recipe: Recipe) -> None:
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+@every
+def test_a_recipe_is_found_by_its_name(name: str) -> None:
+    assert by_name(name, epochs=12, batch_size=64) == BY_NAME[name](12, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("shrinking", {}, "recipe 'shrinking': choices are progressive_shrinking, sandwich, "),
+        ("random_order", {"loss": "kl"}, "recipe random_order does not take that: .*'loss'"),
+        ("finetune", {"optimizer": "adam"}, "does not take that: .*'optimizer'"),
+        ("sandwich", {"epochs": 2.5}, "epochs 2.5: recipe sandwich takes one whole number"),
+        ("standalone", {"epochs": (1,) * 6}, "recipe standalone takes one whole number"),
+    ],
+)
+def test_a_recipe_that_is_not_there_or_does_not_take_that_is_refused(
+    name: str, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidConfiguration, match=message):
+        by_name(name, **given)
+
+
+# Settings out of range
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"epochs": -1}, "phase x: epochs -1: expected at least 0"),
-        ({"warmup_epochs": -1}, "phase x: warmup_epochs -1: expected at least 0"),
-        ({"depths": 0}, "phase x: depths 0: expected at least 1"),
-        ({"kernels": 0}, "phase x: kernels 0: expected at least 1"),
-        ({"expands": 0}, "phase x: expands 0: expected at least 1"),
-        ({"width_multipliers": 0}, "phase x: width_multipliers 0: expected at least 1"),
-        ({"subnets": 0}, "phase x: subnets 0: expected at least 1"),
-        ({"learning_rate": 0.0}, "phase x: learning_rate 0.0, .*: expected a positive rate"),
-        ({"learning_rate": float("nan")}, "phase x: learning_rate nan, .*: expected a positive rate"),
-        ({"distill": -1.0}, "phase x: .*distill -1.0: expected .* a weight of at least 0"),
+        ({"epochs": -1}, "phase x: epochs -1: expected an integer of at least 0"),
+        ({"epochs": 1.5}, "phase x: epochs 1.5: expected an integer of at least 0"),
+        ({"warmup_epochs": -1}, "phase x: warmup_epochs -1: expected an integer of at least 0"),
+        ({"ramp_epochs": -1}, "phase x: ramp_epochs -1: expected an integer of at least 0"),
+        ({"depths": 0}, "phase x: depths 0: expected an integer of at least 1"),
+        ({"kernels": 0}, "phase x: kernels 0: expected an integer of at least 1"),
+        ({"expands": 0}, "phase x: expands 0: expected an integer of at least 1"),
+        ({"width_multipliers": 0}, "phase x: width_multipliers 0: expected an integer of at least 1"),
+        ({"subnets": 0}, "phase x: subnets 0: expected an integer of at least 1"),
+        ({"sampler": "best"}, "phase x: sampler 'best': choices are uniform, sandwich"),
+        ({"teacher": "wise"}, "phase x: teacher 'wise': choices are none, frozen, in_place"),
+        ({"loss": "l2"}, "phase x: loss 'l2': choices are cross_entropy, kl, alpha"),
+        ({"learning_rate": 0.0}, "phase x: learning_rate 0.0: expected a positive number"),
+        ({"learning_rate": math.nan}, "phase x: learning_rate nan: expected a positive number"),
+        ({"distill": -1.0}, "phase x: distill -1.0: expected a weight of at least 0"),
+        ({"hard": -0.5}, "phase x: hard -0.5: expected a weight of at least 0"),
+        ({"hard": math.nan}, "phase x: hard nan: expected a weight of at least 0"),
+        ({"cosine": (0.5, 0.5)}, r"phase x: cosine \(0.5, 0.5\): expected a part of \(0, 1\)"),
+        ({"cosine": (0.5, 0.2)}, r"phase x: cosine \(0.5, 0.2\): expected a part"),
+        ({"cosine": (-0.1, 1.0)}, r"phase x: cosine \(-0.1, 1.0\): expected a part"),
+        ({"cosine": (0.0, 1.1)}, r"phase x: cosine \(0.0, 1.1\): expected a part"),
+        ({"cosine": (0.0, 0.5, 1.0)}, r"phase x: cosine \(0.0, 0.5, 1.0\): expected a part"),
     ],
+    ids=str,
 )
 def test_a_phase_refuses_settings_out_of_range(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidConfiguration, match=message):
         Phase(**{"name": "x", "epochs": 1, "learning_rate": 0.1, **setting})
 
 
-def test_a_recipe_refuses_a_batch_of_one_image() -> None:
-    with pytest.raises(InvalidConfiguration, match="batch_size 1: expected at least 2"):
-        Recipe("x", (Phase("only", 1, 0.1, distill=0.0),), 1)
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"batch_size": 1}, "batch_size 1: expected an integer of at least 2"),
+        ({"batch_size": 2.5}, "batch_size 2.5: expected an integer of at least 2"),
+        ({"phases": ()}, "recipe x has no phases"),
+        ({"clip_norm": -1.0}, "clip_norm -1.0: expected a norm, or 0 for none"),
+        ({"clip_norm": math.nan}, "clip_norm nan: expected a norm, or 0 for none"),
+        ({"batch_norm_size": -1}, "batch_norm_size -1: expected a divisor of batch_size 32 of at least 2, or 0"),
+        ({"batch_norm_size": 1}, "batch_norm_size 1: expected a divisor"),
+        ({"batch_norm_size": 12}, "batch_norm_size 12: expected a divisor"),
+        ({"batch_norm_size": 64}, "batch_norm_size 64: expected a divisor"),
+    ],
+    ids=str,
+)
+def test_a_recipe_refuses_settings_out_of_range(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfiguration, match=message):
+        Recipe(**{"name": "x", "phases": (Phase("only", 1, 0.1),), "batch_size": 32, **setting})
 
 
-def test_a_recipe_needs_phases() -> None:
-    with pytest.raises(InvalidConfiguration, match="recipe x has no phases"):
-        Recipe("x", (), 32)
+def test_the_first_phase_has_no_frozen_teacher_yet() -> None:
+    taught = Phase("early", 1, 0.1, teacher="frozen")
+    message = "recipe x: teacher 'frozen' in phase early: the first phase makes that teacher; choose 'none' or"
+    with pytest.raises(InvalidConfiguration, match=message):
+        Recipe("x", (taught,), 32)
+    assert Recipe("x", (Phase("full", 1, 0.1), taught), 32).phases[1] == taught
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"phases": None}, {"phases": [3]}, {"phases": [{"name": "x"}]}, {"batch_size": "32"}, {"optimizer": "adam"}],
+    [{"phases": None}, {"phases": [3]}, {"phases": [{"name": "x"}]}, {"clip_norm": "1"}, {"optimizer": "adam"}],
     ids=str,
 )
 def test_json_of_a_wrong_form_is_refused(change: dict[str, Any]) -> None:

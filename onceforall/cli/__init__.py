@@ -1,0 +1,27 @@
+"""The command line: `ofa train | finetune | import | label | profile | search | specialize`."""
+
+from __future__ import annotations
+
+from onceforall.cli import building, deploying
+from onceforall.cli.common import app, console
+from onceforall.errors import OFAError
+
+__all__ = ["app", "building", "console", "deploying", "main"]
+
+
+@app.callback()
+def root() -> None:
+    """Train one elastic supernet once; get a specialised network for any device and budget.
+
+    The road: train -> label -> profile -> search -> specialize. Each command writes files that the
+    next one reads; `specialize` alone does the last three steps with a shipped supernet.
+    """
+
+
+def main() -> None:
+    """Entry point of `ofa`: errors of this package end in one line and exit code 1."""
+    try:
+        app()
+    except OFAError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+        raise SystemExit(1) from None

@@ -1,0 +1,223 @@
+"""Commands that make supernets and networks: train, finetune, import, label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from onceforall import spaces
+from onceforall.checkpoint import load_supernet
+from onceforall.cli.common import (
+    Data,
+    Model,
+    PrecisionOption,
+    Seed,
+    TensorBoard,
+    TorchDevice,
+    Workers,
+    app,
+    check_choice,
+    console,
+    is_first_process,
+    load_model,
+    notify,
+    read_architecture,
+)
+from onceforall.data.dataset import Data as DataSet
+from onceforall.data.sources import open_data
+from onceforall.errors import InvalidConfiguration
+from onceforall.evaluate import measure_top1
+from onceforall.interop import import_file
+from onceforall.nn.supernet import Network, Supernet
+from onceforall.predict.labels import label as run_label
+from onceforall.report.progress import Steps, Training
+from onceforall.training import recipe as recipes
+from onceforall.training.recipe import Recipe
+from onceforall.training.tensorboard import tensorboard as tensorboard_report
+from onceforall.training.trainer import train as run_training
+
+SMALL_SPACE = "mobilenet_v3_small_images"
+PRECISIONS = ("fp32", "bf16")
+IMAGENET_SIZE = 128  # px: from here on, schedules are those for ImageNet
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Run folder; one with a checkpoint is resumed.")],
+    data: Data = "cifar10",
+    space: Annotated[str, typer.Option(help=f"Search space: {', '.join(spaces.BY_NAME)}.")] = SMALL_SPACE,
+    recipe: Annotated[str, typer.Option(help=f"Recipe: {', '.join(recipes.BY_NAME)}.")] = "progressive_shrinking",
+    epochs: Annotated[
+        str | None,
+        typer.Option(
+            help="Length of the schedule; for progressive shrinking also of its six phases, as 20,5,1,3,1,4.",
+            show_default="20,5,1,3,1,4 for small images, else the recipe's for ImageNet",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Images a step over all processes.", show_default="128 for small images, else 2048"),
+    ] = None,
+    batch_norm_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Images that batch norm sees at once, and that run at once.",
+            show_default="all of a process's for small images, else 64",
+        ),
+    ] = None,
+    learning_rate_scale: Annotated[float, typer.Option(help="Times the recipe's learning rates.")] = 1.0,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(help="On convolutions and the classifier.", show_default="2e-4 for small images, else 3e-5"),
+    ] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Bound on the gradient's norm, 0 for none.", show_default="the recipe's")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="What sandwich and delayed_shrinking distil with: kl, alpha, cross_entropy.")
+    ] = None,
+    architecture: Annotated[
+        Path | None,
+        typer.Option(help="Result of `ofa search` (or an architecture's JSON): train this network alone, no supernet."),
+    ] = None,
+    seed: Seed = 0,
+    device: TorchDevice = "cpu",
+    precision: PrecisionOption = "fp32",
+    workers: Workers = None,
+    tensorboard: TensorBoard = False,
+) -> None:
+    """Train a supernet -> OUT/supernet.safetensors, by progressive shrinking unless --recipe says otherwise.
+
+    Stop it at any time: the same command goes on where it was, and OUT/state.json says what comes
+    next. Losses, learning rates and top-1 on the label images go to OUT/log.jsonl. Several processes:
+    torchrun --nproc-per-node 2 --max-restarts 3 --no-python ofa train --out ...
+    """
+    check_choice("--space", space, spaces.BY_NAME)
+    check_choice("--precision", precision, PRECISIONS)
+    small = spaces.BY_NAME[space](num_classes=2).resolutions[-1] < IMAGENET_SIZE
+    values: dict[str, Any] = {
+        "epochs": _epochs(epochs or ("20,5,1,3,1,4" if small and recipe == "progressive_shrinking" else None)),
+        "batch_size": batch_size or (128 if small else None),
+        "batch_norm_size": batch_norm_size if batch_norm_size is not None else (0 if small else 64),
+        "weight_decay": weight_decay if weight_decay is not None else (2e-4 if small else None),
+        "learning_rate_scale": learning_rate_scale,
+        "clip_norm": clip_norm,
+        "loss": loss,
+    }
+    made = recipes.by_name(recipe, **{name: value for name, value in values.items() if value is not None})
+    images = open_data(data, notify, workers)
+    chosen = spaces.BY_NAME[space](num_classes=images.num_classes)
+    if architecture is None:
+        _run_training(Supernet(chosen, seed), images, made, out, seed, device, precision, tensorboard)
+        console.print(f"[bold]{out / 'supernet.safetensors'}[/]; next: ofa label --model {out}")
+    else:
+        network = Network(chosen, read_architecture(architecture), seed)
+        _run_training(network, images, made, out, seed, device, precision, tensorboard)
+        console.print(f"[bold]{out / 'network.safetensors'}[/]; ofa.load_network reads it")
+
+
+@app.command()
+def finetune(
+    result: Annotated[Path, typer.Option(help="Result of `ofa search`, or an architecture's JSON.")],
+    out: Annotated[Path, typer.Option(help="Run folder; one with a checkpoint is resumed.")],
+    model: Model = "cifar10",
+    data: Data = "cifar10",
+    epochs: Annotated[int, typer.Option(help="The paper's are 25 and 75.")] = 25,
+    batch_size: Annotated[int, typer.Option(help="Images a step over all processes.")] = 128,
+    learning_rate_scale: Annotated[float, typer.Option(help="Times the recipe's learning rate.")] = 1.0,
+    weight_decay: Annotated[float, typer.Option(help="On convolutions and the classifier.")] = 3e-5,
+    seed: Seed = 0,
+    device: TorchDevice = "cpu",
+    precision: PrecisionOption = "fp32",
+    workers: Workers = None,
+    tensorboard: TensorBoard = False,
+) -> None:
+    """Extract one sub-network and go on training it -> OUT/network.safetensors.
+
+    Prints its top-1 on the label images before and after, each with batch norm recalibrated.
+    """
+    architecture = read_architecture(result)
+    network = Network.of(load_model(model, labels=False).supernet, architecture)
+    images = open_data(data, notify, workers)
+    before = measure_top1(network, network.architecture, images, "label")
+    made = recipes.finetune(epochs, batch_size, learning_rate_scale, weight_decay=weight_decay)
+    _run_training(network, images, made, out, seed, device, precision, tensorboard)
+    after = measure_top1(network, network.architecture, images, "label")
+    console.print(f"[bold]{out / 'network.safetensors'}[/]: top-1 on label images {before:.2f} -> {after:.2f} %")
+
+
+@app.command()
+def label(
+    model: Annotated[str, typer.Option(help="Run folder of `ofa train`.")],
+    data: Data = "cifar10",
+    count: Annotated[int, typer.Option(help="Number of random sub-networks; the uniform ones come on top.")] = 560,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="JSONL to write or continue.", show_default="MODEL/labels.jsonl")
+    ] = None,
+) -> None:
+    """Measure sub-networks on the label images -> labels.jsonl, what the accuracy predictor learns from."""
+    folder = Path(model)
+    supernet = load_supernet(folder / "supernet.safetensors")
+    images = open_data(data, notify)
+    path = out or folder / "labels.jsonl"
+    with Steps(console) as report:
+        run_label(supernet, images, path, count=count, seed=seed, report=lambda d, t: report("sub-networks", d, t))
+    console.print(f"[bold]{path}[/]; next: ofa specialize --model {model} --out out")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="Torch file of the Once-for-All authors.")],
+    out: Annotated[Path, typer.Option(help="Folder for the safetensors file and manifest.json.")],
+) -> None:
+    """Read a published supernet or accuracy predictor -> OUT/supernet.safetensors or OUT/predictor.safetensors.
+
+    Tensors are read and code is not; manifest.json says where they came from. Supernets: MobileNetV3
+    (width 1.0, 1.2), ProxylessNAS (1.3), ResNet-50D. OUT is then a run folder for --model.
+    """
+    found = import_file(file, out)
+    if isinstance(found, Supernet):
+        console.print(f"[bold]{out / 'supernet.safetensors'}[/]: {found.space.size:.3g} sub-networks")
+    else:
+        console.print(f"[bold]{out / 'predictor.safetensors'}[/]: accuracy predictor of {found.domain.name}")
+
+
+def _run_training(
+    net: Supernet | Network,
+    data: DataSet,
+    recipe: Recipe,
+    out: Path,
+    seed: int,
+    device: str,
+    precision: str,
+    tensorboard: bool,
+) -> None:
+    check_choice("--precision", precision, PRECISIONS)
+    also = tensorboard_report(out / "tensorboard") if tensorboard and is_first_process() else lambda record: None
+    with Training(recipe, console) as show:
+
+        def report(record: dict[str, Any]) -> None:
+            show(record)
+            also(record)
+
+        run_training(
+            net,
+            data,
+            recipe,
+            out,
+            seed=seed,
+            device=device,
+            precision="bf16" if precision == "bf16" else "fp32",
+            report=report,
+        )
+
+
+def _epochs(text: str | None) -> int | tuple[int, ...] | None:
+    try:
+        parts = tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise InvalidConfiguration(f"--epochs {text}: give a whole number, or six, like 20,5,1,3,1,4") from None
+    return parts[0] if len(parts) == 1 else parts or None

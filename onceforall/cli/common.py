@@ -1,0 +1,73 @@
+"""What the commands share: the application, the console, options, and how they read what they are given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from onceforall import zoo
+from onceforall.architecture import Architecture
+from onceforall.errors import InvalidConfiguration
+from onceforall.files import read_json_object
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def is_first_process() -> bool:
+    """Of the processes of a distributed run, the first talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+console = Console(stderr=True, quiet=not is_first_process())
+
+Model = Annotated[
+    str, typer.Option(help="A shipped supernet (cifar10), or a run folder with supernet.safetensors and labels.jsonl.")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="cifar10, cifar10:FOLDER with the official binary batches, or a folder: one folder of pictures a class, "
+        "or train/ and val/ of such folders."
+    ),
+]
+TorchDevice = Annotated[str, typer.Option("--device", help="torch device: cpu or cuda.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", help="fp32, or bf16 where the device is fast at it.")]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes that decode pictures.", show_default="one a core, 8 at most")
+]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to OUT/tensorboard as well.")]
+Device = Annotated[str, typer.Option(help="Runtime to measure on: onnxruntime.")]
+Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise InvalidConfiguration(f"{option} {value}: choices are {', '.join(choices)}")
+
+
+def read_architecture(path: Path) -> Architecture:
+    """From the result of `ofa search`, or an architecture's own JSON."""
+    value = read_json_object(path)
+    try:
+        return Architecture.from_json(value.get("architecture", value))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidConfiguration(f"{path} holds no architecture: {error}") from error
+
+
+def notify(message: str) -> None:
+    console.print(message)
+
+
+def load_model(text: str, labels: bool = True) -> zoo.Entry:
+    if text in (*zoo.NAMES, *zoo.PUBLISHED):
+        return zoo.load(text)
+    if not Path(text).is_dir():
+        known = ", ".join((*zoo.NAMES, *zoo.PUBLISHED))
+        raise InvalidConfiguration(f"--model {text}: no such folder; known supernets are {known}")
+    return zoo.load_run(Path(text), labels=labels)

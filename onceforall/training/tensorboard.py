@@ -1,0 +1,34 @@
+"""TensorBoard as a receiver of training records (optional: `pip install 'onceforall[tensorboard]'`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onceforall.errors import InvalidConfiguration
+
+SCALARS = ("loss", "cross_entropy", "learning_rate", "images_per_s", "largest_top1", "smallest_open_top1")
+
+
+def tensorboard(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """A `report` for `train` that writes its numbers to `folder`, one curve a phase and number.
+
+    Raises InvalidConfiguration where TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InvalidConfiguration(
+            f"TensorBoard is not installed ({error}): pip install 'onceforall[tensorboard]'"
+        ) from error
+    writer = SummaryWriter(str(folder))
+
+    def report(record: dict[str, Any]) -> None:
+        for name in SCALARS:
+            if name in record:
+                tag = f"{record['phase'] + 1} {record['name']}/{name}"
+                writer.add_scalar(tag, record[name], record["step"])
+                writer.flush()
+
+    return report
