@@ -166,10 +166,10 @@ class Again:
         return getattr(self._data, name)
 
     def training(self, plan: Any, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first batch, over and over."""
-        first = next(iter(plan))
+        """The first batch, as often as the plan has batches."""
+        first, *rest = plan
         (batch,) = self._data.training([first], device)
-        return itertools.repeat(batch)
+        return itertools.repeat(batch, 1 + len(rest))
 
 
 def peak(device: str) -> float:
@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--pictures", type=Path, help="folder of class folders, for the loader of pictures in files")
+    parser.add_argument("--parts", nargs="+", choices=("machinery", "loop"), default=("machinery", "loop"))
     options = parser.parse_args()
     fast_cpu.keep_freed_memory()
     if options.threads:
@@ -209,15 +210,17 @@ def main() -> None:
     large = spaces.mobilenet_v3(resolutions=(128,), num_classes=10)
     table = Table("sub-network", "variant", "ms a step", "images/s", "elastic / this")
     batches = (128, 32) if device == "cpu" else (512, 256)
-    results: dict[str, Any] = {
-        "machinery": machinery(small, batches[0], options.rounds, device, table)
-        | machinery(large, batches[1], options.rounds, device, table)
-    }
-    Console(width=120).print(table)
+    results: dict[str, Any] = {}
+    if "machinery" in options.parts:
+        results["machinery"] = machinery(small, batches[0], options.rounds, device, table) | machinery(
+            large, batches[1], options.rounds, device, table
+        )
+        Console(width=120).print(table)
     results["peak GFLOP/s"] = round(peak(device), 1)
-    results["loop, CIFAR-10"] = loop(cifar10(), small, batches[0], 40 if device == "cpu" else 200, device)
-    if options.pictures:
-        results["loop, pictures"] = loop(image_folder(options.pictures), large, batches[1], 30, device)
+    if "loop" in options.parts:
+        results["loop, CIFAR-10"] = loop(cifar10(), small, batches[0], 24 if device == "cpu" else 200, device)
+    if options.pictures and "loop" in options.parts:
+        results["loop, pictures"] = loop(image_folder(options.pictures), large, batches[1], 12, device)
     if device != "cpu":
         results["CIFAR-10 epoch (s)"] = {
             precision: round(epoch(cifar10(), small, batches[0], device, precision), 2)

@@ -174,7 +174,7 @@ def test_the_last_step_of_a_run_may_diverge_too(
 def test_a_network_that_falls_back_to_guessing_has_diverged(
     tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, rates: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = iter([0.9, 0.5, 0.6, 1.0, *[0.6] * 9])
+    measured = iter([0.9, 0.5, 0.6, 0.6, 1.0, *[0.6] * 9])
 
     def told(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
         if label_smoothing:
@@ -184,10 +184,10 @@ def test_a_network_that_falls_back_to_guessing_has_diverged(
     monkeypatch.setattr(trainer, "LOG_EVERY", 1)
     monkeypatch.setattr(step_module, "hard_cross_entropy", told)
     train(Supernet(tiny_space), few_data, RECIPE, tmp_path, checkpoint_every=3)
-    assert rates == pytest.approx([0.04] * 4 + [0.02] * 3 + [0.02] * 6)
+    assert rates == pytest.approx([0.04] * 5 + [0.02] * 3 + [0.02] * 6)
     (event,) = rollbacks(tmp_path)
     assert (event["phase"], event["step"]) == (0, 3)
-    assert "as bad as guessing (1.386) in phase first, step 4, at a peak learning rate of 0.04" in event["reason"]
+    assert "as bad as guessing (1.386) in phase first, step 5, at a peak learning rate of 0.04" in event["reason"]
     steps = [record["step"] for record in read_jsonl(tmp_path / "log.jsonl") if "loss" in record]
     assert steps == [1, 2, 3, 4, 5, 6] * 2  # none twice
 
