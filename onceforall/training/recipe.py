@@ -78,7 +78,7 @@ class Phase:
                 raise InvalidConfiguration(
                     f"phase {self.name}: {name} {getattr(self, name)!r}: choices are {', '.join(known)}"
                 )
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise InvalidConfiguration(
                 f"phase {self.name}: learning_rate {self.learning_rate}: expected a positive number"
             )
@@ -190,10 +190,10 @@ def progressive_shrinking(
     least, so that all become as good as if trained alone.
 
     The default is the paper's schedule for ImageNet: 605 epochs, batch 2,048 (its 32 x 64 images are
-    `batch_norm_size` 64). `epochs` is the length
-    of all six phases together, which keep their proportions (each has at least one epoch), or the
-    six lengths. Warm-up takes 5 of 180 or 125 epochs, rounded, in the long phases. Width multipliers,
-    which the paper's spaces do not have, open with the expand ratios.
+    `batch_norm_size` 64). `epochs` is the length of all six phases together, which keep their
+    proportions (each has at least one epoch), or the six lengths. Warm-up takes 5 of 180 or 125
+    epochs, rounded, in the long phases. Width multipliers, which the paper's spaces do not have, open
+    with the expand ratios.
     """
     if isinstance(epochs, Sequence):
         lengths = tuple(epochs)

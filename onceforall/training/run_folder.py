@@ -1,6 +1,6 @@
 """The folder of a training run: what it is, where it goes on, what was measured.
 
-space.json, recipe.json   what is trained, and how; run.json: seed, data and splits, versions
+space.json, recipe.json   what is trained, and how; run.json: seed, precision, data
 splits.json               the images held out for labels and calibration
 checkpoints/              the last few states: weights, momentum, phase, step, learning-rate scale
 state.json                for people: which phase, step and learning rate come next

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from onceforall.training.recipe import Phase, Recipe
 from onceforall.training.run_folder import Record, RunFolder, State
 from onceforall.training.sampler import SAMPLERS, Members, Only
 from onceforall.training.step import backward
+from onceforall.training.window import Window
 
 N = TypeVar("N", bound=Supernet | Network)
 Precision = Literal["fp32", "bf16"]
@@ -74,6 +75,12 @@ def train(
     for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep), ("evaluate_every", evaluate_every)):
         if value < 1:
             raise InvalidConfiguration(f"{name} {value}: expected at least 1")
+    for name, text, choices in (
+        ("precision", precision, get_args(Precision)),
+        ("on_divergence", on_divergence, get_args(OnDivergence)),
+    ):
+        if text not in choices:
+            raise InvalidConfiguration(f"{name} {text!r}: choices are {', '.join(choices)}")
     with Processes(device) as processes:
         _Run(net, data, recipe, Path(run), processes, seed, precision, keep).go(
             checkpoint_every, evaluate_every, on_divergence, report, math.inf if stop_after is None else stop_after
@@ -145,7 +152,10 @@ class _Run:
                 budget = self._run_phase(phase, optimizer, budget)
             except TrainingDiverged as error:
                 if on_divergence == "stop" or self.state.rollbacks >= guard.ROLLBACKS:
-                    raise
+                    raise TrainingDiverged(
+                        f"{error}: train in a new folder with a lower one; "
+                        f"{self.folder.path} keeps its last good checkpoint"
+                    ) from error
                 momentum = self._roll_back(error)
                 continue
             momentum = {}
@@ -166,7 +176,7 @@ class _Run:
             self.processes.rank,
             self.processes.world,
         )
-        window = _Window()
+        window = Window()
         for images, labels in self.data.training(plan.batches(state.step, last), self.device):
             window.add(self._train_step(phase, optimizer, images, labels), self.recipe.batch_size)
             state.step += 1
@@ -179,7 +189,7 @@ class _Run:
             if log:
                 rate = optimizer.param_groups[0]["lr"]
                 self._log({**means, "learning_rate": rate, "images_per_s": window.speed})
-                window = _Window()
+                window = Window()
             began = time.perf_counter()
             if state.step % (self.evaluate_every * self.steps_per_epoch) == 0 or state.step == steps:
                 self._evaluate(phase)
@@ -265,7 +275,7 @@ class _Run:
             self.folder.log(record)
             self.report(record)
 
-    def _checked(self, window: _Window) -> Record:
+    def _checked(self, window: Window) -> Record:
         """Mean losses of the window over all processes. Raises TrainingDiverged where they are hopeless."""
         loss, cross_entropy = self.processes.sum(window.means()).tolist()
         problem = guard.trouble(cross_entropy, self.state, self.data.num_classes)
@@ -354,8 +364,7 @@ class _Run:
         phase = self.recipe.phases[self.state.phase]
         rate = phase.learning_rate * self.state.rate_scale
         return TrainingDiverged(
-            f"{what} in phase {phase.name}, step {self.state.step}, at a peak learning rate of {rate:g}: "
-            f"train in a new folder with a lower one; {self.folder.path} keeps its last good checkpoint"
+            f"{what} in phase {phase.name}, step {self.state.step}, at a peak learning rate of {rate:g}"
         )
 
     def _checkpoint(self, optimizer: torch.optim.SGD | None) -> None:
@@ -386,27 +395,6 @@ class _Run:
             save_network(self.folder.path / "network.safetensors", self.net)
         else:
             save_supernet(self.folder.path / "supernet.safetensors", self.net)
-
-
-class _Window:
-    """The losses [2] of the steps since the last record, and how fast they were."""
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.images = 0
-        self.since = time.perf_counter()
-
-    def add(self, losses: Tensor, images: int) -> None:
-        self.losses.append(losses)
-        self.images += images
-
-    def means(self) -> Tensor:
-        return torch.stack(self.losses).mean(0)
-
-    @property
-    def speed(self) -> float:
-        """Images a second."""
-        return self.images / (time.perf_counter() - self.since)
 
 
 def _is_momentum(name: str) -> bool:

@@ -860,3 +860,18 @@ def test_an_unwritable_folder_is_named(tmp_path: Path, tiny_space: SearchSpace, 
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UnwritableOutput, match=f"cannot write {tmp_path / 'file' / 'run'}.*choose a writable folder"):
         train(Supernet(tiny_space), tiny_data, PLAIN, tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"precision": "fp16"}, "precision 'fp16': choices are fp32, bf16"),
+        ({"on_divergence": "stpo"}, "on_divergence 'stpo': choices are rollback, stop"),
+    ],
+)
+def test_an_unknown_option_is_refused(
+    tmp_path: Path, tiny_space: SearchSpace, tiny_data: ImageData, option: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidConfiguration, match=message):
+        train(Supernet(tiny_space), tiny_data, PLAIN, tmp_path / "run", **option)
+    assert not (tmp_path / "run").exists()
