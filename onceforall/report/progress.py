@@ -6,9 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from onceforall.training.recipe import Recipe
+
+SEEN = ("speed", "loss", "top1")  # in this order
+WIDE = 100  # columns of a terminal that has room for a bar beside the numbers
 
 
 class Steps:
@@ -35,21 +46,21 @@ class Steps:
 class Training:
     """One bar for a whole schedule; as a context it gives the function that takes the records of `train`.
 
-    It shows phase, epoch, images a second, loss, top-1 of the largest and the smallest open
-    sub-network (label images), and the time left, for which a step counts by its sub-networks.
+    It shows phase, epoch, images a second, loss, top-1 of the largest / the smallest open sub-network
+    (label images), and the time left, for which a step counts by its sub-networks.
     """
 
     def __init__(self, recipe: Recipe, console: Console) -> None:
         self._recipe = recipe
-        columns = (
+        columns: list[ProgressColumn] = [
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
             TextColumn("{task.percentage:3.0f} %"),
             TextColumn("{task.fields[seen]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
             TimeRemainingColumn(),
-        )
+            TextColumn("left"),
+        ]
+        if console.width >= WIDE:
+            columns[1:1] = [BarColumn(bar_width=20)]
         self._progress = Progress(*columns, console=console)
         self._task = self._progress.add_task("train", total=None, seen="")
         self._seen: dict[str, str] = {}
@@ -62,13 +73,14 @@ class Training:
         if "steps" in record:
             self._advance(record["phase"], record["step"], record["steps"])
         elif "loss" in record:
-            self._show(speed=f"{record['images_per_s']:.0f} img/s", loss=f"loss {record['loss']:.3f}")
+            self._show(speed=f"{record['images_per_s']:.0f} img/s", loss=f"loss {record['loss']:.2f}")
         elif "largest_top1" in record:
-            ends = f"largest {record['largest_top1']:.2f} %"
-            if "smallest_open_top1" in record:
-                ends += f", smallest open {record['smallest_open_top1']:.2f} %"
-            self._show(top1=f"top-1 {ends}")
-            self._progress.console.print(f"{record['name']}, step {record['step']}: top-1 on label images: {ends}")
+            ends = [record[name] for name in ("largest_top1", "smallest_open_top1") if name in record]
+            self._show(top1=f"{' / '.join(f'{top1:.2f}' for top1 in ends)} %")
+            said = ", ".join(
+                f"{who} {top1:.2f} %" for who, top1 in zip(("largest", "smallest open"), ends, strict=False)
+            )
+            self._progress.console.print(f"{record['name']}, step {record['step']}: top-1 on label images: {said}")
         elif record.get("event") == "rollback":
             self._progress.console.print(
                 f"[yellow]{record['reason']}[/]\nback to phase {record['name']}, step {record['step']}, with "
@@ -83,14 +95,16 @@ class Training:
         epoch = min((step - 1) // per_epoch + 1, phase.epochs)
         self._progress.update(
             self._task,
-            description=f"{phase.name} ({number + 1}/{len(phases)}), epoch {epoch}/{phase.epochs}",
+            description=f"{number + 1}/{len(phases)} {phase.name}, epoch {epoch}/{phase.epochs}",
             completed=done,
             total=per_epoch * self._recipe.subnet_epochs,
         )
 
     def _show(self, **fields: str) -> None:
         self._seen |= fields
-        self._progress.update(self._task, seen=", ".join(self._seen.values()))
+        self._progress.update(
+            self._task, seen=", ".join(map(self._seen.__getitem__, [name for name in SEEN if name in self._seen]))
+        )
 
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
