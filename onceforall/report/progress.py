@@ -102,9 +102,8 @@ class Training:
 
     def _show(self, **fields: str) -> None:
         self._seen |= fields
-        self._progress.update(
-            self._task, seen=", ".join(map(self._seen.__getitem__, [name for name in SEEN if name in self._seen]))
-        )
+        seen = ", ".join(self._seen[name] for name in SEEN if name in self._seen)
+        self._progress.update(self._task, seen=seen)
 
     def __exit__(self, *error: object) -> None:
         self._progress.stop()
