@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from onceforall.cli import building, deploying
+from onceforall.cli import building, deploying, profiling, searching
 from onceforall.cli.common import app, console
 from onceforall.errors import OFAError
 
-__all__ = ["app", "building", "console", "deploying", "main"]
+__all__ = ["app", "building", "console", "deploying", "main", "profiling", "searching"]
 
 
 @app.callback()

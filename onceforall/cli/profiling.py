@@ -1,0 +1,35 @@
+"""Commands about devices: profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onceforall.cli.common import Device, Model, Seed, Threads, app, console, load_model
+from onceforall.cost.profile import profile as run_profile
+from onceforall.devices import by_name
+from onceforall.report.progress import Steps
+
+
+@app.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="JSON file of the latency table.")],
+    model: Model = "cifar10",
+    device: Device = "onnxruntime",
+    threads: Threads = 1,
+    seed: Seed = 0,
+) -> None:
+    """Time every layer of a space on this machine -> a latency table that has judged itself on whole networks."""
+    space = load_model(model, labels=False).supernet.space
+    with Steps(console) as report:
+        table = run_profile(space, by_name(device, threads), seed=seed, report=report)
+    table.save(out)
+    found = table.validation
+    assert found is not None
+    console.print(
+        f"[bold]{out}[/]: {len(table.entries)} layers; on {found.networks} other networks: "
+        f"mean error {found.mape:.1f} %, {found.within_5:.0f} % within 5 %, "
+        f"Spearman {found.spearman:.3f}, noise {found.noise:.1f} %"
+    )
