@@ -9,7 +9,7 @@ good as its agreement with the networks it is for, and a shared machine drifts b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,11 +17,16 @@ from torch import nn
 
 from onceforall.architecture import Architecture
 from onceforall.cost.latency import LatencyTable, Timing, Validation, unique_layers
-from onceforall.devices.device import Device, Run, summarise, time_turns
+from onceforall.devices.device import Device, Shape
+from onceforall.devices.timing import Turns, summarise
 from onceforall.errors import InvalidConfiguration
+from onceforall.layers import LayerSpec
 from onceforall.nn.subnet import build, fold_batch_norm
 from onceforall.space import SearchSpace
 
+Job = tuple[nn.Module | bytes, Shape]
+
+WHOLE = Turns(9, 0.02)  # for whole networks
 FLOOR_MS = 1e-4  # ms; a layer never costs less, whatever the noise of a difference says
 
 
@@ -53,23 +58,10 @@ def profile(
         if arch not in networks:
             networks.append(arch)
     layers = unique_layers(space)
-    runs: list[Run] = [device.prepare(nn.Identity(), (1, 8, 1, 1))]
-    total = len(layers) + len(networks)
-    for layer in layers:
-        runs.append(
-            device.prepare(fold_batch_norm(build([layer])), (1, layer.in_channels, layer.in_size, layer.in_size))
-        )
-        report("preparing", len(runs) - 1, total)
-    for arch in networks:
-        runs.append(prepare_architecture(space, arch, device))
-        report("preparing", len(runs) - 1, total)
-    measured = time_turns(
-        runs,
-        turns=turns,
-        burst_seconds=burst_seconds,
-        seed=seed,
-        report=lambda done, all_: report("timing", done, all_),
-    )
+    jobs: list[Job] = [(nn.Identity(), (1, 8, 1, 1))]
+    jobs += [(random_network([layer]), (1, layer.in_channels, layer.in_size, layer.in_size)) for layer in layers]
+    jobs += [(random_network(space.lower(arch)), image_shape(arch)) for arch in networks]
+    measured = device.time(jobs, Turns(turns, burst_seconds, seed), report=report)
     call = float(np.median(measured[0]))
     entries = {}
     for layer, row in zip(layers, measured[1:], strict=False):
@@ -89,12 +81,16 @@ def profile(
     return replace(table, validation=validation)
 
 
-def prepare_architecture(space: SearchSpace, arch: Architecture, device: Device) -> Run:
-    """An architecture with random weights, ready to be timed at batch 1."""
-    network = fold_batch_norm(build(space.lower(arch)))
-    return device.prepare(network, (1, 3, arch.resolution, arch.resolution))
+def random_network(layers: Sequence[LayerSpec]) -> nn.Module:
+    """Layers with random weights, batch norm folded: latency does not depend on the weights."""
+    return fold_batch_norm(build(layers))
 
 
-def measure_latency(runs: list[Run], *, turns: int = 9, burst_seconds: float = 0.02, seed: int = 0) -> list[Timing]:
-    """Measured latency of prepared networks, interleaved (ms)."""
-    return [summarise(row) for row in time_turns(runs, turns=turns, burst_seconds=burst_seconds, seed=seed)]
+def image_shape(arch: Architecture) -> Shape:
+    """The input of an architecture at batch 1."""
+    return (1, 3, arch.resolution, arch.resolution)
+
+
+def measure_latency(device: Device, networks: Sequence[Job], turns: Turns = WHOLE) -> list[Timing]:
+    """Measured latency of networks with their input shapes, interleaved (ms)."""
+    return [summarise(row) for row in device.time(networks, turns)]

@@ -24,12 +24,12 @@ from torch import nn
 
 from onceforall.architecture import Architecture
 from onceforall.cost.analytic import macs, params
-from onceforall.cost.latency import LatencyTable, Timing
-from onceforall.cost.profile import measure_latency, profile
+from onceforall.cost.latency import LatencyTable
+from onceforall.cost.profile import image_shape, measure_latency, profile
 from onceforall.data.dataset import Data
 from onceforall.deploy.manifest import FORMAT, Network, Role, Specialization
+from onceforall.devices.device import Device
 from onceforall.devices.onnx import to_onnx
-from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
 from onceforall.evaluate import specialised, top1
 from onceforall.files import sha256, write_atomically, write_json
@@ -47,7 +47,7 @@ def specialize(
     supernet: Supernet,
     labels: Sequence[Label],
     data: Data,
-    device: OnnxRuntimeDevice,
+    device: Device,
     out: str | Path,
     *,
     budgets: Sequence[str] = ("40%", "60%", "80%"),
@@ -140,7 +140,7 @@ class _Job:
         supernet: Supernet,
         labels: Sequence[Label],
         data: Data,
-        device: OnnxRuntimeDevice,
+        device: Device,
         out: Path,
         candidates: int,
         seed: int,
@@ -163,10 +163,9 @@ class _Job:
         """Extract, calibrate and export one architecture; its file is named by role and budget or number."""
         layers = self.space.lower(arch)
         plain = self._plain(arch)
-        shape = (1, 3, arch.resolution, arch.resolution)
         suffix = budget.replace("%", "pct").replace(" ", "") if budget else str(number or "")
         name = f"{role}-{suffix}" if suffix else role
-        model = to_onnx(plain, shape)
+        model = to_onnx(plain, image_shape(arch))
         path = self.out / f"{name}.onnx"
         write_atomically(path, model)
         return Network(
@@ -242,25 +241,20 @@ class _Job:
 
     def measure_latency(self, networks: list[Network]) -> None:
         """Interleaved timings of the exported files."""
-        rng = np.random.default_rng(0)
-        runs = []
-        for network in networks:
-            size = network.architecture.resolution
-            image = rng.standard_normal((1, 3, size, size), np.float32)
-            session = self.device.session(self.out / network.file)
-            runs.append(lambda session=session, image=image: self.device.logits(session, image))
-        timings: list[Timing] = measure_latency(runs)  # type: ignore[arg-type]
-        for network, timing in zip(networks, timings, strict=True):
+        models = [((self.out / network.file).read_bytes(), image_shape(network.architecture)) for network in networks]
+        for network, timing in zip(networks, measure_latency(self.device, models), strict=True):
             network.measured_latency_ms, network.latency_spread_ms = timing.median, timing.spread
 
     def measure_accuracy(self, network: Network) -> None:
         """Top-1 of the exported file on the test images, and its parity with torch."""
-        session = threading.local()
+        own = threading.local()
+        shape = image_shape(network.architecture)
+        files = {".onnx": (self.out / network.file).read_bytes()}
 
         def classify(image: np.ndarray) -> np.ndarray:
-            if not hasattr(session, "own"):
-                session.own = self.device.session(self.out / network.file)
-            logits: np.ndarray = self.device.logits(session.own, image[None])[0]
+            if not hasattr(own, "session"):
+                own.session = self.device.load(files, shape)
+            logits: np.ndarray = own.session(image[None])[0]
             return logits
 
         correct = count = 0

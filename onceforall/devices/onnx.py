@@ -30,3 +30,8 @@ def to_onnx(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
             dynamo=False,
         )
     return buffer.getvalue()
+
+
+def as_onnx(network: nn.Module | bytes, input_shape: tuple[int, ...]) -> bytes:
+    """The ONNX model of a network that may be one already."""
+    return network if isinstance(network, bytes) else to_onnx(network, input_shape)

@@ -5,7 +5,7 @@ from torch import nn
 
 from onceforall.cost.latency import unique_layers
 from onceforall.cost.profile import profile
-from onceforall.devices.device import Device, Run
+from onceforall.devices.device import Device, Files, Images, Session, Shape
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.errors import InvalidConfiguration
 from onceforall.space import SearchSpace
@@ -33,15 +33,27 @@ def test_profile_on_onnx_runtime_covers_the_space_and_judges_itself(tiny_space: 
 
 
 def test_random_weights_do_not_change_torchs_generator(tiny_space: SearchSpace) -> None:
+    class Idle(Session):
+        def feed(self, images: Images) -> None: ...
+
+        def run(self) -> None: ...
+
+        def output(self) -> Images:
+            raise NotImplementedError
+
     class Fake(Device):
         name = "fake"
 
         def describe(self) -> dict[str, object]:
             return {"name": self.name}
 
-        def prepare(self, network: nn.Module, input_shape: tuple[int, ...]) -> Run:
+        def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+            assert isinstance(network, nn.Module)
             assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-            return lambda: None
+            return {}
+
+        def load(self, files: Files, input_shape: Shape) -> Session:
+            return Idle()
 
     table = profile(tiny_space, Fake(), calibrating=3, validating=3, turns=2, burst_seconds=0.0)
     assert table.device == {"name": "fake"}

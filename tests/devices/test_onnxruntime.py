@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from onceforall import devices
-from onceforall.devices.device import summarise, time_turns
 from onceforall.devices.onnx import to_onnx
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.errors import InvalidConfiguration
@@ -19,7 +18,7 @@ def test_an_exported_network_computes_what_torch_computes(space: SearchSpace, rn
     for arch in (space.smallest(), space.largest(), space.sample(rng)):
         network = fold_batch_norm(build(space.lower(arch)))
         image = torch.randn(1, 3, arch.resolution, arch.resolution)
-        found = device.logits(device.session(to_onnx(network, tuple(image.shape))), image.numpy())
+        found = device.prepare(network, tuple(image.shape))(image.numpy())
         with torch.inference_mode():
             np.testing.assert_allclose(found, network(image).numpy(), rtol=1e-4, atol=1e-5)
 
@@ -30,7 +29,7 @@ def test_pooling_over_odd_feature_maps_is_exported_as_torch_computes_it(tiny_res
     for stride, size in ((2, 5), (2, 7), (2, 1), (3, 7)):
         block = build([BottleneckSpec(size, 8, 8, 16, stride, "relu", downsample=True)]).eval()
         image = torch.randn(1, 8, size, size)
-        found = device.logits(device.session(to_onnx(block, tuple(image.shape))), image.numpy())
+        found = device.prepare(block, tuple(image.shape))(image.numpy())
         with torch.inference_mode():
             np.testing.assert_allclose(found, block(image).numpy(), rtol=1e-4, atol=1e-5)
     sizes = [layer.in_size for layer in tiny_resnet_space.layers(40) if isinstance(layer, BottleneckSpec)]
@@ -60,22 +59,5 @@ def test_unknown_devices_and_threads_are_refused() -> None:
         devices.by_name("abacus")
     with pytest.raises(InvalidConfiguration, match="threads 0"):
         OnnxRuntimeDevice(0)
-
-
-def test_turns_are_bursts_of_each_network_in_changing_order() -> None:
-    calls: list[int] = []
-    runs = [lambda i=i: calls.append(i) for i in range(3)]
-    turns = time_turns(runs, turns=4, burst_seconds=0.0)  # type: ignore[arg-type]
-    assert turns.shape == (3, 4)
-    assert (turns >= 0).all()
-    order = [calls[i] for i in range(0, len(calls), 5)]  # a burst without time: two to warm up, three timed
-    assert len(calls) == 3 * 4 * 5
-    assert all(sorted(order[i : i + 3]) == [0, 1, 2] for i in range(0, 12, 3))
-    assert len({tuple(order[i : i + 3]) for i in range(0, 12, 3)}) > 1
-
-
-def test_a_summary_is_robust_to_one_bad_turn() -> None:
-    timing = summarise(np.array([1.0, 1.0, 1.1, 0.9, 50.0]))
-    assert timing.median == 1.0
-    assert timing.spread == pytest.approx(0.05)
-    assert timing.count == 5
+    with pytest.raises(InvalidConfiguration, match="precision 'fp8'"):
+        OnnxRuntimeDevice(precision="fp8")

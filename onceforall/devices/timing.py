@@ -1,0 +1,78 @@
+"""How runs are timed: bursts of one network, several turns spread over time, medians."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onceforall.cost.latency import Timing
+from onceforall.errors import InvalidConfiguration
+
+Run = Callable[[], object]
+Turn = NDArray[np.float64]  # milliseconds of each network in one turn
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How long to measure: in each turn every network gets one burst of consecutive runs, in a new random order.
+
+    A burst measures warm caches, turns spread over time average the drift of a machine that is not
+    ours alone. A burst's value is the median of its runs, at least three, after two that warm up.
+    """
+
+    count: int = 9
+    burst_seconds: float = 0.01
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not self.burst_seconds >= 0:
+            raise InvalidConfiguration(
+                f"{self.count} turns of {self.burst_seconds} s: expected at least 1 turn, and seconds from 0"
+            )
+
+
+def time_turns(
+    runs: Sequence[Run],
+    turns: Turns,
+    *,
+    done: Sequence[Turn] = (),
+    keep: Callable[[Turn], None] = lambda turn: None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> NDArray[np.float64]:
+    """Milliseconds a run, shape [runs, turns]; `done` are the first turns of an interrupted measurement.
+
+    `keep` receives each new turn when it is complete, `report` (bursts done, bursts in all).
+    """
+    result = list(done)
+    total = turns.count * len(runs)
+    for number in range(len(done), turns.count):
+        turn = np.empty(len(runs))
+        order = np.random.default_rng([turns.seed, number]).permutation(len(runs)).tolist()
+        for place, index in enumerate(order, 1):
+            turn[index] = 1e3 * burst(runs[index], turns.burst_seconds)
+            report(number * len(runs) + place, total)
+        result.append(turn)
+        keep(turn)
+    return np.stack(result, axis=1)
+
+
+def burst(run: Run, seconds: float) -> float:
+    """Median seconds of consecutive runs: at least three, after two that warm up."""
+    run()
+    run()
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while (now := time.perf_counter()) < end or len(samples) < 3:
+        run()
+        samples.append(time.perf_counter() - now)
+    return float(np.median(samples))
+
+
+def summarise(turns: Turn) -> Timing:
+    """Median, half the interquartile range, and number of the turns of one network (ms)."""
+    low, median, high = np.percentile(turns, [25, 50, 75])
+    return Timing(float(median), float(high - low) / 2, len(turns))
