@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -36,16 +36,18 @@ from onceforall.report.progress import Steps, Training
 from onceforall.training import recipe as recipes
 from onceforall.training.recipe import Recipe
 from onceforall.training.tensorboard import tensorboard as tensorboard_report
+from onceforall.training.trainer import Precision
 from onceforall.training.trainer import train as run_training
 
 SMALL_SPACE = "mobilenet_v3_small_images"
-PRECISIONS = ("fp32", "bf16")
+RUN_FOLDER = "Run folder; one with a checkpoint is resumed."
+WEIGHT_DECAY = "On convolutions and the classifier."
 IMAGENET_SIZE = 128  # px: from here on, schedules are those for ImageNet
 
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Run folder; one with a checkpoint is resumed.")],
+    out: Annotated[Path, typer.Option(help=RUN_FOLDER)],
     data: Data = "cifar10",
     space: Annotated[str, typer.Option(help=f"Search space: {', '.join(spaces.BY_NAME)}.")] = SMALL_SPACE,
     recipe: Annotated[str, typer.Option(help=f"Recipe: {', '.join(recipes.BY_NAME)}.")] = "progressive_shrinking",
@@ -70,13 +72,17 @@ def train(
     learning_rate_scale: Annotated[float, typer.Option(help="Times the recipe's learning rates.")] = 1.0,
     weight_decay: Annotated[
         float | None,
-        typer.Option(help="On convolutions and the classifier.", show_default="2e-4 for small images, else 3e-5"),
+        typer.Option(help=WEIGHT_DECAY, show_default="2e-4 for small images, else 3e-5"),
     ] = None,
     clip_norm: Annotated[
         float | None, typer.Option(help="Bound on the gradient's norm, 0 for none.", show_default="the recipe's")
     ] = None,
     loss: Annotated[
         str | None, typer.Option(help="What sandwich and delayed_shrinking distil with: kl, alpha, cross_entropy.")
+    ] = None,
+    subnets: Annotated[
+        int | None,
+        typer.Option(help="Sub-networks a step of sandwich, random_order, delayed_shrinking.", show_default="4"),
     ] = None,
     architecture: Annotated[
         Path | None,
@@ -95,7 +101,6 @@ def train(
     torchrun --nproc-per-node 2 --max-restarts 3 --no-python ofa train --out ...
     """
     check_choice("--space", space, spaces.BY_NAME)
-    check_choice("--precision", precision, PRECISIONS)
     small = spaces.BY_NAME[space](num_classes=2).resolutions[-1] < IMAGENET_SIZE
     values: dict[str, Any] = {
         "epochs": _epochs(epochs or ("20,5,1,3,1,4" if small and recipe == "progressive_shrinking" else None)),
@@ -105,6 +110,7 @@ def train(
         "learning_rate_scale": learning_rate_scale,
         "clip_norm": clip_norm,
         "loss": loss,
+        "subnets": subnets,
     }
     made = recipes.by_name(recipe, **{name: value for name, value in values.items() if value is not None})
     images = open_data(data, notify, workers)
@@ -121,13 +127,13 @@ def train(
 @app.command()
 def finetune(
     result: Annotated[Path, typer.Option(help="Result of `ofa search`, or an architecture's JSON.")],
-    out: Annotated[Path, typer.Option(help="Run folder; one with a checkpoint is resumed.")],
+    out: Annotated[Path, typer.Option(help=RUN_FOLDER)],
     model: Model = "cifar10",
     data: Data = "cifar10",
     epochs: Annotated[int, typer.Option(help="The paper's are 25 and 75.")] = 25,
     batch_size: Annotated[int, typer.Option(help="Images a step over all processes.")] = 128,
     learning_rate_scale: Annotated[float, typer.Option(help="Times the recipe's learning rate.")] = 1.0,
-    weight_decay: Annotated[float, typer.Option(help="On convolutions and the classifier.")] = 3e-5,
+    weight_decay: Annotated[float, typer.Option(help=WEIGHT_DECAY)] = 3e-5,
     seed: Seed = 0,
     device: TorchDevice = "cpu",
     precision: PrecisionOption = "fp32",
@@ -195,7 +201,6 @@ def _run_training(
     precision: str,
     tensorboard: bool,
 ) -> None:
-    check_choice("--precision", precision, PRECISIONS)
     also = tensorboard_report(out / "tensorboard") if tensorboard and is_first_process() else lambda record: None
     with Training(recipe, console) as show:
 
@@ -210,7 +215,7 @@ def _run_training(
             out,
             seed=seed,
             device=device,
-            precision="bf16" if precision == "bf16" else "fp32",
+            precision=cast(Precision, precision),  # `train` checks it
             report=report,
         )
 

@@ -8,14 +8,24 @@ from typing import Annotated
 
 import typer
 
-from onceforall.cli.common import Data, Device, Model, Seed, Threads, app, console, load_model, notify
+from onceforall.cli.common import (
+    Data,
+    Device,
+    Model,
+    Seed,
+    Threads,
+    app,
+    console,
+    load_model,
+    notify,
+    read_architecture,
+)
 from onceforall.cost.latency import LatencyTable
 from onceforall.data.sources import open_data
 from onceforall.deploy.specialize import specialize as run_specialize
 from onceforall.devices import by_name
-from onceforall.files import read_json, sha256, write_json
+from onceforall.files import sha256, write_json
 from onceforall.report.progress import Steps
-from onceforall.search.evolution import SearchResult
 
 
 @app.command()
@@ -49,7 +59,7 @@ def specialize(
 
     write_json(out / "manifest.json", {"state": "running"})  # fails now, not after minutes, where it cannot be written
     loaded = LatencyTable.load(table) if table else None
-    given = [SearchResult.from_json(read_json(path)).architecture for path in result or ()]
+    given = [read_architecture(path) for path in result or ()]
     entry = load_model(model)
     images = open_data(data, notify)
     about = {"name": entry.name, "sha256": sha256(entry.folder / "supernet.safetensors")}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 from onceforall.choices import ELASTIC, Choices
@@ -205,17 +206,17 @@ def progressive_shrinking(
         if not epochs >= 1:
             raise InvalidConfiguration(f"epochs {epochs}: expected at least 1")
         lengths = tuple(max(1, round(length * epochs / sum(PAPER_EPOCHS))) for length in PAPER_EPOCHS)
-    scale = learning_rate_scale * batch_size / PAPER_BATCH
+    rate = partial(_rate, batch_size=batch_size, scale=learning_rate_scale)
     full, kernel, depth1, depth2, width1, width2 = lengths
     taught: dict[str, Any] = {"teacher": "frozen", "kernels": 3}
     wide: dict[str, Any] = {**taught, "depths": 3, "subnets": 4, "sort_channels": True}
     phases = (
-        Phase("full", full, 2.6 * scale, _warmup(full, 180)),
-        Phase("kernel", kernel, 0.96 * scale, _warmup(kernel, 125), **taught),
-        Phase("depth 1", depth1, 0.08 * scale, depths=2, subnets=2, **taught),
-        Phase("depth 2", depth2, 0.24 * scale, _warmup(depth2, 125), depths=3, subnets=2, **taught),
-        Phase("width 1", width1, 0.08 * scale, expands=2, width_multipliers=2, **wide),
-        Phase("width 2", width2, 0.24 * scale, _warmup(width2, 125), expands=3, width_multipliers=4, **wide),
+        Phase("full", full, rate(2.6), _warmup(full, 180)),
+        Phase("kernel", kernel, rate(0.96), _warmup(kernel, 125), **taught),
+        Phase("depth 1", depth1, rate(0.08), depths=2, subnets=2, **taught),
+        Phase("depth 2", depth2, rate(0.24), _warmup(depth2, 125), depths=3, subnets=2, **taught),
+        Phase("width 1", width1, rate(0.08), expands=2, width_multipliers=2, **wide),
+        Phase("width 2", width2, rate(0.24), _warmup(width2, 125), expands=3, width_multipliers=4, **wide),
     )
     return Recipe("progressive_shrinking", phases, batch_size, **settings)
 
@@ -238,7 +239,7 @@ def sandwich(
     """
     _integer("subnets", subnets, 2)
     settings.setdefault("clip_norm", 1.0)
-    rate = 2.6 * learning_rate_scale * batch_size / PAPER_BATCH
+    rate = _rate(2.6, batch_size, learning_rate_scale)
     phase = Phase(
         "sandwich",
         epochs,
@@ -265,7 +266,7 @@ def random_order(
 
     Claim: none; it is what the other recipes have to beat.
     """
-    rate = 2.6 * learning_rate_scale * batch_size / PAPER_BATCH
+    rate = _rate(2.6, batch_size, learning_rate_scale)
     phase = Phase("random", epochs, rate, _warmup(epochs, 180), **OPEN, subnets=subnets)
     return Recipe("random_order", (phase,), batch_size, **settings)
 
@@ -286,7 +287,6 @@ def delayed_shrinking(
     whose smaller sub-networks begin with a rate of 0 that rises over a fifth of the second phase.
     """
     _integer("epochs", epochs, 2)
-    rate = 2.6 * learning_rate_scale * batch_size / PAPER_BATCH
     alone, shared = epochs - epochs // 2, epochs // 2
     second = sandwich(shared, batch_size, learning_rate_scale, loss, subnets, **settings)
     shrink = replace(
@@ -297,7 +297,7 @@ def delayed_shrinking(
         cosine=(0.5, 1.0),
         sort_channels=True,
     )
-    full = Phase("full", alone, rate, _warmup(alone, 180), cosine=(0.0, 0.5))
+    full = Phase("full", alone, shrink.learning_rate, _warmup(alone, 180), cosine=(0.0, 0.5))
     return replace(second, name="delayed_shrinking", phases=(full, shrink))
 
 
@@ -321,7 +321,7 @@ def finetune(
     Claim: what sharing weights cost a network comes back in a few epochs. The paper does not give
     the rate; this is that of the last phase of shrinking, 0.24 for 2,048 images, along a cosine.
     """
-    phase = Phase("finetune", epochs, 0.24 * learning_rate_scale * batch_size / PAPER_BATCH)
+    phase = Phase("finetune", epochs, _rate(0.24, batch_size, learning_rate_scale))
     return Recipe("finetune", (phase,), batch_size, **settings)
 
 
@@ -341,6 +341,11 @@ def by_name(name: str, **given: Any) -> Recipe:
         return BY_NAME[name](**given)
     except TypeError as error:
         raise InvalidConfiguration(f"recipe {name} does not take that: {error}") from error
+
+
+def _rate(paper: float, batch_size: int, scale: float) -> float:
+    """A learning rate of the paper, in proportion to the batch."""
+    return paper * scale * batch_size / PAPER_BATCH
 
 
 def _warmup(length: int, paper: int) -> int:

@@ -1,7 +1,6 @@
 import itertools
 import math
 from collections.abc import Callable, Container
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,6 @@ RECIPE = Recipe("two", (Phase("first", 2, 0.04, cosine=FLAT), Phase("second", 2,
 PEAKS = [0.04] * 6 + [0.02] * 6
 
 CHANCE = math.log(10)
-
-
-@pytest.fixture(scope="module")
-def few_data(tiny_data: ImageData) -> ImageData:
-    """A hundred images, of which 90 train."""
-    images, labels = tiny_data.train_images[:100], tiny_data.train_labels[:100]
-    return replace(tiny_data, train_images=images, train_labels=labels, _prepared={})
 
 
 # What is wrong with a loss

@@ -2,7 +2,6 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +43,6 @@ def names(run: Path) -> list[str]:
 
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-@pytest.fixture(scope="module")
-def few_data(tiny_data: ImageData) -> ImageData:
-    """A hundred images, of which 90 train."""
-    images, labels = tiny_data.train_images[:100], tiny_data.train_labels[:100]
-    return replace(tiny_data, train_images=images, train_labels=labels, _prepared={})
 
 
 @pytest.fixture(scope="module")

@@ -89,13 +89,6 @@ def short(name: str) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def few_data(tiny_data: ImageData) -> ImageData:
-    """A hundred images, of which 90 train."""
-    images, labels = tiny_data.train_images[:100], tiny_data.train_labels[:100]
-    return replace(tiny_data, train_images=images, train_labels=labels, _prepared={})
-
-
-@pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_space: SearchSpace, few_data: ImageData) -> Path:
     """The folder of an undisturbed run."""
     run = tmp_path_factory.mktemp("undisturbed")
