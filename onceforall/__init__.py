@@ -9,8 +9,10 @@ from onceforall import interop, spaces, zoo
 from onceforall.architecture import Architecture, Gene
 from onceforall.checkpoint import load_network, load_supernet, save_network, save_supernet
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, PeakConvolutionMemory
-from onceforall.cost.latency import LatencyTable, LatencyTables, load_latency
+from onceforall.cost.latency import LatencyTable, LatencyTables
+from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.profile import profile
+from onceforall.cost.saved import load_latency
 from onceforall.data.cifar10 import cifar10
 from onceforall.data.dataset import ImageData
 from onceforall.data.folder import image_folder
@@ -51,6 +53,7 @@ __all__ = [
     "InvalidConfiguration",
     "LatencyTable",
     "LatencyTables",
+    "LearnedLatency",
     "MACs",
     "MLPPredictor",
     "Network",

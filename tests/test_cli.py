@@ -31,7 +31,7 @@ def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.Monk
     monkeypatch.setitem(spaces.BY_NAME, "tiny", lambda num_classes: tiny_space)  # type: ignore[arg-type, misc]
     for commands in (cli.building, cli.deploying):
         monkeypatch.setattr(commands, "open_data", lambda *given: tiny_data)
-    short = {"calibrating": 6, "validating": 4, "turns": 2, "burst_seconds": 0.001}
+    short = {"calibrating": 8, "validating": 4, "learning": 0, "turns": 2, "burst_seconds": 0.001}
     monkeypatch.setattr(cli.profiling, "run_profile", lambda *a, **k: profile(*a, **k, **short))
     monkeypatch.setattr(labels_module, "measure_top1", lambda supernet, arch, data, split: 10.0 + arch.resolution)
     monkeypatch.setattr(cli.searching, "MLPPredictor", lambda space, seed: MLPPredictor(space, seed=seed, epochs=5))

@@ -28,8 +28,7 @@ def profile(
     table.save(out)
     found = table.validation
     assert found is not None
-    console.print(
-        f"[bold]{out}[/]: {len(table.entries)} layers; on {found.networks} other networks: "
-        f"mean error {found.mape:.1f} %, {found.within_5:.0f} % within 5 %, "
-        f"Spearman {found.spearman:.3f}, noise {found.noise:.1f} %"
-    )
+    made = ", ".join(f"{name} {value}" for name, value in table.summary().items())
+    console.print(f"[bold]{out}[/]: {made}; noise of the clock {found.noise:.1f} %, drift {found.drift:.1f} %")
+    for name, errors in found.kinds.items():
+        console.print(f"{errors.networks:4} {name} networks that it never saw: {errors}")

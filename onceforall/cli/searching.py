@@ -9,8 +9,8 @@ import typer
 
 from onceforall.cli.common import Model, Seed, app, console, load_model
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory
-from onceforall.cost.latency import load_latency
 from onceforall.cost.model import Constraint
+from onceforall.cost.saved import load_latency
 from onceforall.deploy.specialize import parse_budget
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import write_json

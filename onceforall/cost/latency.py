@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+from numpy.typing import NDArray
+from scipy.optimize import lsq_linear
 
 from onceforall.cost.model import AdditiveCost, CostModel
+from onceforall.cost.validation import Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.files import read_json_object, write_json
 from onceforall.layers import LayerSpec, LinearSpec
@@ -27,38 +29,6 @@ class Timing:
     median: float
     spread: float
     count: int
-
-
-@dataclass(frozen=True)
-class Validation:
-    """How well a table predicts whole networks that took no part in its correction.
-
-    mape: mean absolute error in percent of the measured latency; bias: mean signed error in percent;
-    within_5: share of networks within 5 %, in percent; spearman: rank correlation; noise: how much
-    measurements of the same networks with some of the turns differ from those with all of them, mean
-    absolute percent (the two overlap, so two independent measurements differ more).
-    """
-
-    networks: int
-    mape: float
-    bias: float
-    within_5: float
-    spearman: float
-    noise: float
-
-    @classmethod
-    def of(cls, predicted: Sequence[float], measured: Sequence[float], repeated: Sequence[float]) -> Validation:
-        """Compare predictions (ms) with measurements, and those with measurements of fewer turns."""
-        p, m, r = (np.asarray(values, float) for values in (predicted, measured, repeated))
-        errors = 100 * (p - m) / m
-        return cls(
-            len(m),
-            float(np.abs(errors).mean()),
-            float(errors.mean()),
-            float(100 * (np.abs(errors) <= 5).mean()),
-            float(spearmanr(p, m).statistic),
-            float(np.abs(100 * (r - m) / m).mean()),
-        )
 
 
 @dataclass(frozen=True)
@@ -87,15 +57,15 @@ class LatencyTable(AdditiveCost):
             ) from None
 
     def corrected(self, networks: Sequence[Sequence[LayerSpec]], measured: Sequence[float]) -> LatencyTable:
-        """The table with scale and constant fitted to measured networks (ms), relative errors least squares."""
+        """The table with scale and constant fitted to measured networks (ms), relative errors least squares.
+
+        The scale is above 0: a table that ranks networks the wrong way round is left with hardly any.
+        """
         if len(networks) < 3:
             raise InvalidConfiguration(f"{len(networks)} networks: a correction needs at least 3")
         plain = replace(self, scale=1.0, constant=0.0)
-        sums = np.array([plain.cost(layers) for layers in networks])
-        truth = np.asarray(measured, float)
-        design = np.stack([sums, np.ones_like(sums)], axis=1) / truth[:, None]
-        (scale, constant), *_ = np.linalg.lstsq(design, np.ones_like(truth), rcond=None)
-        return replace(self, scale=float(scale), constant=float(constant))
+        scale, constant = fit_line([plain.cost(layers) for layers in networks], measured)
+        return replace(self, scale=scale, constant=constant)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal table."""
@@ -105,7 +75,7 @@ class LatencyTable(AdditiveCost):
             "device": dict(self.device),
             "scale": self.scale,
             "constant": self.constant,
-            "validation": asdict(self.validation) if self.validation else None,
+            "validation": self.validation.to_json() if self.validation else None,
             "entries": {key: asdict(timing) for key, timing in self.entries.items()},
         }
 
@@ -121,10 +91,14 @@ class LatencyTable(AdditiveCost):
                 {key: Timing(**timing) for key, timing in value["entries"].items()},
                 float(value["scale"]),
                 float(value["constant"]),
-                Validation(**validation) if validation else None,
+                Validation.from_json(validation) if validation else None,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidConfiguration(f"not a latency table: {error}") from error
+
+    def summary(self) -> dict[str, Any]:
+        """What it is made of, for a manifest."""
+        return {"kind": "table", "layers": len(self.entries), "scale": self.scale, "constant_ms": self.constant}
 
     def save(self, path: str | Path) -> None:
         """Write as JSON. Raises UnwritableOutput."""
@@ -190,11 +164,20 @@ class LatencyTables(CostModel):
         write_json(Path(path), self.to_json())
 
 
-def load_latency(path: str | Path) -> LatencyTable | LatencyTables:
-    """What `save` of either kind of table wrote. Raises InvalidConfiguration."""
-    value = read_json_object(Path(path))
+def read_table(value: Mapping[str, Any]) -> LatencyTable | LatencyTables:
+    """What `to_json` of either kind of table made. Raises InvalidConfiguration."""
     kind = LatencyTables if value.get("format") == FORMAT_BY_RESOLUTION else LatencyTable
     return kind.from_json(value)
+
+
+def fit_line(
+    sums: Sequence[float], measured: Sequence[float] | NDArray[np.float64], least_constant: float = -np.inf
+) -> tuple[float, float]:
+    """Scale (above 0) and constant (ms) that bring sums closest to what was measured, in relative squared error."""
+    truth = np.asarray(measured, float)
+    design = np.stack([np.asarray(sums, float), np.ones_like(truth)], axis=1) / truth[:, None]
+    scale, constant = lsq_linear(design, np.ones_like(truth), bounds=([1e-6, least_constant], np.inf)).x
+    return float(scale), float(constant)
 
 
 def unique_layers(space: SearchSpace) -> list[LayerSpec]:

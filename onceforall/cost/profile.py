@@ -1,33 +1,50 @@
-"""Builds a latency table on a device, corrects it on whole networks, and validates it on others.
+"""Builds the latency model of a device: times layers and whole networks, corrects, chooses, validates.
 
 Every unique layer of a space is timed as a network of its own. The cost of calling a network at
 all, measured on an empty one, is taken off each layer and counted once. What remains of bias (a
 layer inside a network fuses and caches differently) is one scale and one constant, fitted to
-measured whole networks. Layers and networks take turns at the same moments, as a table is only as
-good as its agreement with the networks it is for, and a shared machine drifts by several percent.
+measured whole networks. Where their sum is still wrong, because layers overlap or a delegate cuts
+networks elsewhere, more networks are measured and a learned latency takes over.
+
+Layers and networks take turns at the same moments, as a table is only as good as its agreement with
+the networks it is for, and a shared machine drifts by several percent.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from onceforall.architecture import Architecture
-from onceforall.cost.latency import LatencyTable, Timing, Validation, unique_layers
+from onceforall.cost.latency import LatencyTable, LatencyTables, Timing, unique_layers
+from onceforall.cost.learned import LearnedLatency
+from onceforall.cost.validation import Errors, Validation
 from onceforall.devices.device import Device, Shape
-from onceforall.devices.timing import Turns, summarise
+from onceforall.devices.timing import Turn, Turns, summarise
 from onceforall.errors import InvalidConfiguration
+from onceforall.files import append_jsonl, as_json, read_jsonl
 from onceforall.layers import LayerSpec
 from onceforall.nn.subnet import build, fold_batch_norm
 from onceforall.space import SearchSpace
 
 Job = tuple[nn.Module | bytes, Shape]
+Layers = Sequence[LayerSpec]
+Report = Callable[[str, int, int], None]
 
 WHOLE = Turns(9, 0.02)  # for whole networks
 FLOOR_MS = 1e-4  # ms; a layer never costs less, whatever the noise of a difference says
+FEWEST = 8  # calibrating networks
+EXTREMES = 4  # of them, which come first
+FOLDS = 6
+GOOD = 1.5  # percent: a mean error with which a sum over layers is kept
+BETTER = 0.8  # a learned latency takes over where its error is less than so much of the sum's
 
 
 def profile(
@@ -35,55 +52,102 @@ def profile(
     device: Device,
     *,
     calibrating: int = 24,
-    validating: int = 16,
+    validating: int = 32,
+    learning: int = 100,
+    given: Sequence[Architecture] = (),
     turns: int = 9,
     burst_seconds: float = 0.01,
     seed: int = 0,
-    report: Callable[[str, int, int], None] = lambda step, done, total: None,
-) -> LatencyTable:
-    """The latency table of a space on a device, batch 1, with its validation.
+    progress: str | Path | None = None,
+    report: Report = lambda step, done, total: None,
+) -> LatencyTable | LearnedLatency:
+    """The latency of a space on a device, batch 1, with its validation: a table of layers, or what beats it.
 
-    calibrating: networks that fit the correction (smallest, largest and random ones); validating:
-    other random networks, which only judge it. Networks carry random weights: latency does not
-    depend on them. `report` receives (step, done, total).
+    calibrating: networks that fit the correction (extremes and random ones); validating: others, half
+    of them random and half uniform, which only judge it, as do the `given` ones; learning: further
+    networks that are measured for a learned latency where the sum of layers is wrong by more than 1.5 %
+    and twice the noise (0: never, a table it stays). Networks carry random weights: latency does not depend on them.
+    `progress` is a file that keeps each finished turn, so that an interrupted call goes on.
     """
-    if calibrating < 3 or validating < 3 or turns < 2:
+    if calibrating < FEWEST or validating < 4 or turns < 2 or learning < 0:
         raise InvalidConfiguration(
-            f"calibrating {calibrating}, validating {validating}, turns {turns}: expected at least 3, 3 and 2"
+            f"calibrating {calibrating}, validating {validating}, turns {turns}, learning {learning}: "
+            f"expected at least {FEWEST}, 4, 2 and 0"
         )
+    plan = Turns(turns, burst_seconds, seed)
+    identity: dict[str, Any] = {"space": space.to_json(), "device": device.describe(), "turns": asdict(plan)}
+    identity |= {"networks": [calibrating, validating, learning], "given": [arch.to_json() for arch in given]}
+    log = _Progress(progress, identity)
     rng = np.random.default_rng(seed)
-    networks = [space.smallest(), space.largest()]
-    while len(networks) < calibrating + validating:
-        arch = space.sample(rng)
-        if arch not in networks:
-            networks.append(arch)
+    fitting = _fitting(space, calibrating, rng)
+    judging = _judging(space, validating, rng, fitting) | dict.fromkeys(given, "given")
+    networks = list(dict.fromkeys([*fitting, *judging]))
     layers = unique_layers(space)
     jobs: list[Job] = [(nn.Identity(), (1, 8, 1, 1))]
     jobs += [(random_network([layer]), (1, layer.in_channels, layer.in_size, layer.in_size)) for layer in layers]
-    jobs += [(random_network(space.lower(arch)), image_shape(arch)) for arch in networks]
-    measured = device.time(jobs, Turns(turns, burst_seconds, seed), report=report)
-    call = float(np.median(measured[0]))
+    jobs += [whole_network(space, arch) for arch in networks]
+    found = steady(device.time(jobs, plan, done=log.turns("table"), keep=log.keeper("table"), report=report))
+    call = float(np.median(found.ms[0]))
     entries = {}
-    for layer, row in zip(layers, measured[1:], strict=False):
+    for layer, row in zip(layers, found.ms[1:], strict=False):
         timing = summarise(row)
         entries[layer.key] = replace(timing, median=max(timing.median - call, FLOOR_MS))
-    table = LatencyTable(device.describe(), entries, constant=call)
-    whole = measured[1 + len(layers) :]
-    medians = np.median(whole, axis=1)
+    plain = LatencyTable(device.describe(), entries, constant=call)
+    whole = found.of(slice(1 + len(layers), None))
     specs = [space.lower(arch) for arch in networks]
-    table = table.corrected(specs[:calibrating], medians[:calibrating].tolist())
-    judged = whole[calibrating:]
-    validation = Validation.of(
-        [table.cost(layers_) for layers_ in specs[calibrating:]],
-        medians[calibrating:].tolist(),
-        np.median(judged[:, ::2], axis=1).tolist(),
-    )
-    return replace(table, validation=validation)
+    known, truth = specs[:calibrating], whole.medians[:calibrating]
+    model, error = _choose(plain, known, truth, enough := max(GOOD, 2 * whole.noise) if learning else math.inf)
+    if error > enough:
+        more = _random(space, len(networks) + learning, rng, networks)[len(networks) :]
+        extra = device.time(
+            [whole_network(space, arch) for arch in more],
+            plan,
+            done=log.turns("learning"),
+            keep=log.keeper("learning"),
+            report=lambda step, done, total: report(f"{step} for a learned latency", done, total),
+        )
+        known = [*known, *map(space.lower, more)]
+        model, _ = _choose(plain, known, np.concatenate([truth, steady(extra).medians]), enough)
+    log.remove()
+    kinds = [judging.get(arch, "given") for arch in networks[calibrating:]]
+    return _validated(model, kinds, specs[calibrating:], whole.of(slice(calibrating, None)))
 
 
-def random_network(layers: Sequence[LayerSpec]) -> nn.Module:
-    """Layers with random weights, batch norm folded: latency does not depend on the weights."""
+def adapt(
+    base: LatencyTable | LatencyTables,
+    space: SearchSpace,
+    device: Device,
+    *,
+    calibrating: int = 10,
+    validating: int = 32,
+    turns: int = 9,
+    burst_seconds: float = 0.02,
+    seed: int = 0,
+    report: Report = lambda step, done, total: None,
+) -> LearnedLatency:
+    """The latency of a space on a new device, from the table of another and a few measured whole networks.
+
+    Arguments as in `profile`: `calibrating` networks adapt the table, `validating` others judge that.
+    """
+    rng = np.random.default_rng(seed)
+    fitting = _fitting(space, calibrating, rng)
+    judging = _judging(space, validating, rng, fitting)
+    networks = [*fitting, *judging]
+    jobs = [whole_network(space, arch) for arch in networks]
+    found = steady(device.time(jobs, Turns(turns, burst_seconds, seed), report=report))
+    specs = [space.lower(arch) for arch in networks]
+    model = LearnedLatency.fit(specs[:calibrating], found.medians[:calibrating], device.describe(), base)
+    return _validated(model, list(judging.values()), specs[calibrating:], found.of(slice(calibrating, None)))
+
+
+def random_network(layers: Layers) -> nn.Module:
+    """Layers with random weights, batch norm folded."""
     return fold_batch_norm(build(layers))
+
+
+def whole_network(space: SearchSpace, arch: Architecture) -> Job:
+    """An architecture with random weights, and its input shape at batch 1."""
+    return random_network(space.lower(arch)), image_shape(arch)
 
 
 def image_shape(arch: Architecture) -> Shape:
@@ -94,3 +158,134 @@ def image_shape(arch: Architecture) -> Shape:
 def measure_latency(device: Device, networks: Sequence[Job], turns: Turns = WHOLE) -> list[Timing]:
     """Measured latency of networks with their input shapes, interleaved (ms)."""
     return [summarise(row) for row in device.time(networks, turns)]
+
+
+class Measured(NamedTuple):
+    """Milliseconds [networks, turns] with the drift of the machine taken out, and that drift (percent)."""
+
+    ms: NDArray[np.float64]
+    drift: float
+
+    @property
+    def medians(self) -> NDArray[np.float64]:
+        return np.asarray(np.median(self.ms, axis=1))
+
+    @property
+    def noise(self) -> float:
+        """How far the medians are from the truth, in percent: see `Validation`."""
+        odd, even = np.median(self.ms[:, 1::2], axis=1), np.median(self.ms[:, ::2], axis=1)
+        return float(50 * np.abs((odd - even) / self.medians).mean())
+
+    def of(self, part: slice) -> Measured:
+        """Some of the networks."""
+        return Measured(self.ms[part], self.drift)
+
+
+def steady(ms: NDArray[np.float64]) -> Measured:
+    """Take out of a measurement [networks, turns] how much slower all networks were together in each turn."""
+    pace = np.median(ms / np.median(ms, axis=1, keepdims=True), axis=0)
+    return Measured(ms / pace, float(50 * (pace.max() - pace.min())))
+
+
+M = TypeVar("M", bound=LatencyTable | LearnedLatency)
+Fit = Callable[[Sequence[Layers], Turn], LatencyTable | LearnedLatency]
+
+
+def _choose(
+    plain: LatencyTable, networks: Sequence[Layers], truth: Turn, enough: float
+) -> tuple[LatencyTable | LearnedLatency, float]:
+    """The corrected table, and its error in cross-validation (percent); if not good enough, what is better."""
+    fits: list[Fit] = [
+        lambda specs, ms: plain.corrected(specs, ms.tolist()),
+        lambda specs, ms: LearnedLatency.fit(specs, ms, plain.device, plain),
+        lambda specs, ms: LearnedLatency.fit(specs, ms, plain.device),
+    ]
+    table = _cross_validated(fits[0], networks, truth)
+    if table <= enough:
+        return fits[0](networks, truth), table
+    rivals = [_cross_validated(fit, networks, truth) for fit in fits[1:]]
+    best = int(np.argmin(rivals))
+    if rivals[best] < BETTER * table:
+        return fits[1 + best](networks, truth), rivals[best]
+    return fits[0](networks, truth), table
+
+
+def _cross_validated(fit: Fit, networks: Sequence[Layers], truth: Turn) -> float:
+    """Mean absolute error (percent) on networks that were left out, a few at a time; the extremes are never."""
+    middle = np.arange(EXTREMES, len(networks))
+    predicted = np.empty_like(truth)
+    for out in np.array_split(middle, min(FOLDS, len(middle))):
+        kept = np.setdiff1d(np.arange(len(networks)), out)
+        model = fit([networks[index] for index in kept], truth[kept])
+        predicted[out] = [model.cost(networks[index]) for index in out]
+    return Errors.of(predicted[middle], truth[middle]).mape
+
+
+def _validated(model: M, kinds: Sequence[str], networks: Sequence[Layers], measured: Measured) -> M:
+    predicted = [model.cost(layers) for layers in networks]
+    found = Validation.of(kinds, predicted, measured.medians, measured.noise, measured.drift)
+    return replace(model, validation=found)
+
+
+# Which networks are measured
+
+
+def _fitting(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Architecture]:
+    """The smallest and largest networks of the smallest and largest resolution first, then random ones."""
+    ends = [space.restrict(resolutions=[size]) for size in (space.resolutions[0], space.resolutions[-1])]
+    return _random(space, count, rng, [arch for end in ends for arch in (end.smallest(), end.largest())])
+
+
+def _judging(
+    space: SearchSpace, count: int, rng: np.random.Generator, fitting: Sequence[Architecture]
+) -> dict[Architecture, str]:
+    """Networks that fit nothing, with their kind: half of them uniform where there are so many, the rest random."""
+    uniforms = [arch for arch in space.uniforms() if arch not in fitting]
+    chosen = [uniforms[index] for index in rng.permutation(len(uniforms))[: count // 2]]
+    kinds = dict.fromkeys(chosen, "uniform")
+    for arch in _random(space, len(fitting) + count, rng, [*fitting, *chosen])[len(fitting) :]:
+        kinds.setdefault(arch, "random")
+    return kinds
+
+
+def _random(
+    space: SearchSpace, count: int, rng: np.random.Generator, begin: Sequence[Architecture]
+) -> list[Architecture]:
+    """`begin` and as many other random architectures as make `count`."""
+    if count > space.size:
+        raise InvalidConfiguration(f"{count} networks: this space has {space.size}; measure fewer")
+    found = dict.fromkeys(begin)
+    while len(found) < count:
+        found.setdefault(space.sample(rng))
+    return list(found)[:count]
+
+
+class _Progress:
+    """The turns of an interrupted measurement, in a file of their own until it is complete."""
+
+    def __init__(self, path: str | Path | None, identity: dict[str, Any]) -> None:
+        self.path = Path(path) if path else None
+        self.rows: list[dict[str, Any]] = []
+        if self.path is None:
+            return
+        self.rows = read_jsonl(self.path)
+        if self.rows and self.rows[0] != as_json(identity):
+            raise InvalidConfiguration(
+                f"{self.path} is of a measurement with other settings, of another space or device: remove it"
+            )
+        if not self.rows:
+            append_jsonl(self.path, identity)
+
+    def turns(self, step: str) -> list[Turn]:
+        return [np.array(row["ms"]) for row in self.rows[1:] if row["step"] == step]
+
+    def keeper(self, step: str) -> Callable[[Turn], None]:
+        def keep(turn: Turn) -> None:
+            if self.path is not None:
+                append_jsonl(self.path, {"step": step, "ms": turn.tolist()})
+
+        return keep
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from onceforall.architecture import Architecture
 from onceforall.cost.latency import LatencyTable
+from onceforall.cost.learned import LearnedLatency
 from onceforall.predict.accuracy import PredictorQuality
 from onceforall.predict.labels import Label
 
@@ -59,7 +60,7 @@ class Specialization:
 
     networks: list[Network]
     device: dict[str, Any]  # what the networks were measured on; the table says what it was built on
-    table: LatencyTable
+    table: LatencyTable | LearnedLatency
     quality: PredictorQuality
     labels: Sequence[Label]
     about: dict[str, Any]
@@ -73,10 +74,8 @@ class Specialization:
             "latency_table": {
                 "file": "latency.json",
                 "device": dict(self.table.device),
-                "layers": len(self.table.entries),
-                "scale": self.table.scale,
-                "constant_ms": self.table.constant,
-                "validation": asdict(self.table.validation) if self.table.validation else None,
+                **self.table.summary(),
+                "validation": self.table.validation.to_json() if self.table.validation else None,
             },
             "predictor": self.quality.to_json(),
             "networks": [network.to_json() for network in self.networks],
@@ -107,6 +106,6 @@ class Specialization:
         validation = self.table.validation
         return {
             "networks": rounded,
-            "table": {k: round(v, 3) for k, v in asdict(validation).items()} if validation else None,
+            "table": {k: round(v, 3) for k, v in asdict(validation.all).items()} if validation else None,
             "predictor": {k: round(v, 3) for k, v in self.quality.to_json().items()},
         }

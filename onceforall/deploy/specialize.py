@@ -25,6 +25,7 @@ from torch import nn
 from onceforall.architecture import Architecture
 from onceforall.cost.analytic import macs, params
 from onceforall.cost.latency import LatencyTable
+from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.profile import image_shape, measure_latency, profile
 from onceforall.data.dataset import Data
 from onceforall.deploy.manifest import FORMAT, Network, Role, Specialization
@@ -52,7 +53,7 @@ def specialize(
     *,
     budgets: Sequence[str] = ("40%", "60%", "80%"),
     architectures: Sequence[Architecture] = (),
-    table: LatencyTable | None = None,
+    table: LatencyTable | LearnedLatency | None = None,
     candidates: int = 4,
     seed: int = 0,
     about: dict[str, Any] | None = None,
@@ -131,7 +132,7 @@ def parse_budget(text: str, largest_ms: float) -> float:
 class _Job:
     """What the steps of one specialisation share."""
 
-    table: LatencyTable
+    table: LatencyTable | LearnedLatency
     predictor: MLPPredictor
     quality: PredictorQuality
 

@@ -42,9 +42,8 @@ def quality(result: Specialization) -> str:
     ]
     if validation is not None:
         lines.append(
-            f"Latency table, {len(result.table.entries)} layers, on {validation.networks} other random networks: "
-            f"mean error {validation.mape:.1f} %, {validation.within_5:.0f} % within 5 %, "
-            f"Spearman {validation.spearman:.3f}; "
+            f"Latency, {result.table.summary()['kind']}, on {validation.all.networks} other networks: "
+            f"{validation.all}; "
             f"noise of the measurement itself {validation.noise:.1f} %."
         )
     return "\n".join(lines)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from onceforall import spaces
-from onceforall.cost.latency import LatencyTable, Timing, Validation, unique_layers
+from onceforall.cost.latency import LatencyTable, Timing, unique_layers
 from onceforall.cost.model import Constraint
+from onceforall.cost.validation import Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.space import SearchSpace
 
@@ -62,21 +63,12 @@ def test_correction_needs_three_networks(tiny_space: SearchSpace) -> None:
         LatencyTable.synthetic(tiny_space).corrected([layers, layers], [1.0, 1.0])
 
 
-def test_validation_numbers() -> None:
-    found = Validation.of([1.1, 2.0, 2.7], [1.0, 2.0, 3.0], [1.0, 2.0, 3.3])
-    assert found.mape == pytest.approx(20 / 3)
-    assert found.bias == pytest.approx(0.0, abs=1e-9)
-    assert found.within_5 == pytest.approx(100 / 3)
-    assert found.spearman == pytest.approx(1.0)
-    assert found.noise == pytest.approx(10 / 3)
-
-
 def test_json_round_trip(tiny_space: SearchSpace, tmp_path: Path) -> None:
     table = replace(
         LatencyTable.synthetic(tiny_space),
         scale=1.1,
         constant=0.2,
-        validation=Validation(3, 1.0, 0.1, 100.0, 0.99, 0.5),
+        validation=Validation.of(["random", "uniform"] * 2, [1.0, 2.0, 3.0, 4.0], [1.1, 2.0, 3.0, 4.2], 0.5, 0.1),
     )
     table.save(tmp_path / "device.json")
     assert LatencyTable.load(tmp_path / "device.json") == table

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 from torch import nn
 
-from onceforall.cost.latency import unique_layers
-from onceforall.cost.profile import profile
+from onceforall.cost.latency import LatencyTable, unique_layers
+from onceforall.cost.learned import LearnedLatency
+from onceforall.cost.profile import Measured, adapt, profile, steady
 from onceforall.devices.device import Device, Files, Images, Session, Shape
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
+from onceforall.devices.timing import Turns
 from onceforall.errors import InvalidConfiguration
 from onceforall.space import SearchSpace
 
@@ -18,14 +24,17 @@ def test_profile_on_onnx_runtime_covers_the_space_and_judges_itself(tiny_space: 
         OnnxRuntimeDevice(),
         calibrating=8,
         validating=4,
+        learning=0,
         turns=3,
         burst_seconds=0.001,
         report=lambda step, done, total: steps.add(step),
     )
+    assert isinstance(table, LatencyTable)
     assert set(table.entries) == {layer.key for layer in unique_layers(tiny_space)}
     assert all(timing.median > 0 and timing.count == 3 for timing in table.entries.values())
     assert table.validation is not None
-    assert table.validation.networks == 4
+    assert table.validation.all.networks == 4
+    assert set(table.validation.kinds) == {"all", "uniform", "random"}
     assert table.device["runtime"].startswith("onnxruntime ")
     assert steps == {"preparing", "timing"}
     small, large = (table.cost(tiny_space.lower(a)) for a in (tiny_space.smallest(), tiny_space.largest()))
@@ -55,13 +64,119 @@ def test_random_weights_do_not_change_torchs_generator(tiny_space: SearchSpace) 
         def load(self, files: Files, input_shape: Shape) -> Session:
             return Idle()
 
-    table = profile(tiny_space, Fake(), calibrating=3, validating=3, turns=2, burst_seconds=0.0)
+    table = profile(tiny_space, Fake(), calibrating=8, validating=4, turns=2, burst_seconds=0.0)
     assert table.device == {"name": "fake"}
 
 
-@pytest.mark.parametrize(("calibrating", "validating", "turns"), [(2, 3, 2), (3, 2, 2), (3, 3, 1)])
+class Ideal(Device):
+    """Times networks by a formula of their weights and convolutions, with a drift that all of them share."""
+
+    name = "ideal"
+
+    def __init__(self, overlap: bool = False, stop_after: int = 99) -> None:
+        super().__init__()
+        self.overlap, self.stop_after, self.timed = overlap, stop_after, 0
+
+    def describe(self) -> dict[str, object]:
+        return {"name": self.name, "overlap": self.overlap}
+
+    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+        raise NotImplementedError
+
+    def load(self, files: Files, input_shape: Shape) -> Session:
+        raise NotImplementedError
+
+    def milliseconds(self, network: Any, shape: Shape) -> float:
+        weights = sum(parameter.numel() for parameter in network.parameters()) / 1e4
+        calls = sum(isinstance(module, nn.Conv2d) for module in network.modules()) / 10
+        return 0.01 + (max(weights, calls) if self.overlap else weights + calls)
+
+    def time(self, networks: Any, turns: Turns, *, done: Any = (), keep: Any = None, report: Any = None) -> Any:
+        result = list(done)
+        ideal = np.array([self.milliseconds(network, shape) for network, shape in networks])
+        for number in range(len(done), turns.count):
+            if self.timed == self.stop_after:
+                raise KeyboardInterrupt
+            self.timed += 1
+            result.append(ideal * (1 + 0.1 * number))
+            if keep is not None:
+                keep(result[-1])
+        return np.stack(result, axis=1)
+
+
+def test_drift_that_all_networks_share_is_taken_out_and_reported() -> None:
+    truth = np.array([1.0, 2.0, 5.0])
+    found = steady(truth[:, None] * np.array([1.0, 1.1, 1.2]))
+    assert np.ptp(found.ms, axis=1) == pytest.approx(0)
+    assert found.medians == pytest.approx(1.1 * truth)
+    assert found.drift == pytest.approx(50 * 0.2 / 1.1)
+    assert found.noise == pytest.approx(0)
+
+
+def test_noise_is_what_odd_and_even_turns_disagree_by() -> None:
+    found = Measured(np.array([[1.0, 1.2, 1.0, 1.2, 1.0], [2.0, 2.0, 2.0, 2.0, 2.0]]), 0.0)
+    assert found.noise == pytest.approx(50 * (0.2 / 1.0 + 0) / 2)
+
+
+def test_where_layers_overlap_a_learned_latency_takes_over(tiny_space: SearchSpace) -> None:
+    settings: dict[str, Any] = {"calibrating": 20, "validating": 20, "turns": 2}
+    summed = profile(tiny_space, Ideal(), **settings)
+    assert isinstance(summed, LatencyTable)
+    learned = profile(tiny_space, Ideal(overlap=True), learning=80, **settings)
+    assert isinstance(learned, LearnedLatency)
+    assert len(learned.measured) > 80
+    refused = profile(tiny_space, Ideal(overlap=True), learning=0, **settings)
+    assert learned.validation is not None
+    assert refused.validation is not None
+    assert learned.validation.all.mape < 0.7 * refused.validation.all.mape
+
+
+def test_an_interrupted_profile_goes_on_with_the_turns_it_has(tiny_space: SearchSpace, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"calibrating": 8, "validating": 4, "turns": 4}
+    whole = profile(tiny_space, Ideal(), **settings)
+    file = tmp_path / "progress.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        profile(tiny_space, Ideal(stop_after=3), progress=file, **settings)
+    with pytest.raises(InvalidConfiguration, match="other settings"):
+        profile(tiny_space, Ideal(), progress=file, seed=1, **settings)
+    device = Ideal()
+    resumed = profile(tiny_space, device, progress=file, **settings)
+    assert device.timed == 1
+    assert resumed.to_json() == whole.to_json()
+    assert not file.exists()
+
+
+def test_given_networks_are_judged_as_a_kind_of_their_own(tiny_space: SearchSpace) -> None:
+    rng = np.random.default_rng(5)
+    given = [tiny_space.sample(rng) for _ in range(3)]
+    table = profile(tiny_space, Ideal(), calibrating=8, validating=4, turns=2, given=given)
+    assert table.validation is not None
+    assert table.validation.kinds["given"].networks == 3
+
+
+def test_a_table_of_another_device_is_adapted_with_ten_measurements(tiny_space: SearchSpace) -> None:
+    class Slower(Ideal):
+        def milliseconds(self, network: Any, shape: Shape) -> float:
+            return 2.5 * super().milliseconds(network, shape) + 0.3
+
+    base = profile(tiny_space, Ideal(), calibrating=8, validating=4, turns=2)
+    assert isinstance(base, LatencyTable)
+    adapted = adapt(base, tiny_space, Slower(), turns=2)
+    assert adapted.validation is not None
+    assert adapted.validation.all.networks == 32
+    assert adapted.validation.all.mape < 2
+    assert adapted.base_device == base.device
+
+
+@pytest.mark.parametrize(("calibrating", "validating", "turns"), [(7, 4, 2), (8, 3, 2), (8, 4, 1)])
 def test_too_few_measurements_are_refused(
     calibrating: int, validating: int, turns: int, tiny_space: SearchSpace
 ) -> None:
     with pytest.raises(InvalidConfiguration, match="expected at least"):
-        profile(tiny_space, OnnxRuntimeDevice(), calibrating=calibrating, validating=validating, turns=turns)
+        profile(tiny_space, Ideal(), calibrating=calibrating, validating=validating, turns=turns)
+
+
+def test_more_networks_than_the_space_has_are_refused(tiny_space: SearchSpace) -> None:
+    small = tiny_space.restrict(resolutions=[16], depths=[1, 2], kernels=[3], expands=[3])
+    with pytest.raises(InvalidConfiguration, match="measure fewer"):
+        profile(small, Ideal(), calibrating=8, validating=100, turns=2)

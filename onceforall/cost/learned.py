@@ -1,0 +1,263 @@
+"""Latency learnt from whole networks: a Gaussian process on what they ask of the device. No torch.
+
+Where layers overlap, as on a GPU at batch 1, or a delegate fuses and splits them, a sum over layers
+is a poor model. Here the logarithm of a network's latency is a Gaussian process over features that
+add up over its layers (`cost/features.py`): a linear kernel, what the device makes of each kind of
+work, plus a smooth one. With a `base`, such as the latency table of another device, it learns the
+ratio to that instead, which takes far fewer measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import minimize
+
+from onceforall.cost.features import NAMES, features
+from onceforall.cost.latency import LatencyTable, LatencyTables, fit_line, read_table
+from onceforall.cost.model import CostModel
+from onceforall.cost.validation import Validation
+from onceforall.errors import InvalidConfiguration, OutOfDomain
+from onceforall.files import write_json
+from onceforall.layers import LayerSpec
+
+FORMAT = "onceforall.learned-latency/1"
+FEWEST = 5
+PRIOR = (0.0, -1.0, 0.0, -3.0)  # of `kernel`, with a standard deviation of
+PRIOR_SPREAD = 3.0
+OUTLIER = 5.0  # robust standard deviations from what all others say of it,
+LEAST_OUTLIER = 0.2  # and 20 %
+
+Matrix = NDArray[np.float64]
+Base = LatencyTable | LatencyTables
+Kernel = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedLatency(CostModel):
+    """Latency (ms) of networks on one device, learnt from measured ones with `fit`.
+
+    inputs: features of the measured networks [n, features]; measured: their latency (ms), and offsets:
+    the logarithm of what the base says of them (0 without one), both [n]; resolutions: the smallest and
+    largest input size (px) among them, outside of which OutOfDomain is raised; kernel: logarithms of
+    the weights of the linear and the smooth kernel, of the squared length of the smooth one, and of
+    the noise; line: the scale and the constant (ms) that bring the base closest.
+    """
+
+    device: Mapping[str, Any]
+    inputs: Matrix
+    measured: Matrix
+    offsets: Matrix
+    resolutions: tuple[int, int]
+    kernel: Kernel
+    base: Base | None = None
+    line: tuple[float, float] = (1.0, 0.0)
+    validation: Validation | None = None
+    name: str = field(default="latency", init=False)
+    unit: str = field(default="ms", init=False)
+
+    @classmethod
+    def fit(
+        cls,
+        networks: Sequence[Sequence[LayerSpec]],
+        measured: Sequence[float] | Matrix,
+        device: Mapping[str, Any],
+        base: Base | None = None,
+    ) -> LearnedLatency:
+        """Learn from measured networks (ms): 5 at least, 10 to 30 with a base, else 100 to 1,000.
+
+        The base is corrected by a scale and a constant first. Of 30 or more, those measurements are
+        left out that all others contradict: something else ran. Raises InvalidConfiguration.
+        """
+        truth = np.asarray(measured, float)
+        if len(networks) < FEWEST or len(networks) != len(truth) or not (np.isfinite(truth) & (truth > 0)).all():
+            raise InvalidConfiguration(
+                f"{len(networks)} networks and {len(truth)} latencies: expected at least {FEWEST} of each, all above 0"
+            )
+        sizes = [layers[0].in_size for layers in networks]
+        inputs = np.stack([features(layers) for layers in networks])
+        line = fit_line([base.cost(layers) for layers in networks], truth, 0.0) if base else (1.0, 0.0)
+        model = cls(device, inputs, truth, np.zeros_like(truth), (min(sizes), max(sizes)), PRIOR, base, line)
+        model = replace(model, offsets=model._offsets(networks))
+        model = replace(model, kernel=model._likeliest())
+        errors = np.abs(model._left_out())
+        kept = errors < max(OUTLIER * 1.4826 * float(np.median(errors)), LEAST_OUTLIER)
+        if kept.all() or len(truth) < 30:
+            return model
+        model = replace(model, inputs=inputs[kept], measured=truth[kept], offsets=model.offsets[kept])
+        return replace(model, kernel=model._likeliest())
+
+    def cost(self, layers: Sequence[LayerSpec]) -> float:
+        """Milliseconds of a network. Raises OutOfDomain."""
+        return float(self.predict([layers])[0])
+
+    def predict(self, networks: Sequence[Sequence[LayerSpec]]) -> Matrix:
+        """Milliseconds of networks, shape [n]. Raises OutOfDomain."""
+        return self.predict_with_uncertainty(networks)[0]
+
+    def predict_with_uncertainty(self, networks: Sequence[Sequence[LayerSpec]]) -> tuple[Matrix, Matrix]:
+        """Milliseconds of networks and their standard deviations, noise of a measurement included, shape [n] each."""
+        least, most = self.resolutions
+        for layers in networks:
+            if not least <= layers[0].in_size <= most:
+                raise OutOfDomain(
+                    f"{layers[0].in_size} px: this latency was learnt from networks of {least} to {most} px; "
+                    "measure some at that size"
+                )
+        if not networks:
+            return np.empty(0), np.empty(0)
+        return self._posterior(np.stack([features(layers) for layers in networks]), self._offsets(networks))
+
+    def _offsets(self, networks: Sequence[Sequence[LayerSpec]]) -> Matrix:
+        """Logarithm of what the corrected base says of networks; 0 without one."""
+        if self.base is None:
+            return np.zeros(len(networks))
+        scale, constant = self.line
+        return np.log([scale * self.base.cost(layers) + constant for layers in networks])
+
+    # The Gaussian process, on standardised inputs and targets
+
+    @cached_property
+    def _scaling(self) -> tuple[Matrix, Matrix]:
+        spread = self.inputs.std(0)
+        varied = spread > 1e-9  # what never varied tells nothing
+        return self.inputs.mean(0), np.where(varied, spread, np.inf) * np.sqrt(max(varied.sum(), 1))
+
+    @cached_property
+    def _points(self) -> Matrix:
+        return self._standardised(self.inputs)
+
+    @cached_property
+    def _targets(self) -> tuple[Matrix, float, float]:
+        """Standardised logarithms of latency over base, with their mean and standard deviation."""
+        ratios = np.log(self.measured) - self.offsets
+        mean, spread = float(ratios.mean()), max(float(ratios.std()), 1e-6)
+        return (ratios - mean) / spread, mean, spread
+
+    @cached_property
+    def _solved(self) -> tuple[Any, Matrix]:
+        """The Cholesky factor of the training kernel, and its solution for the targets."""
+        factor = cho_factor(_noisy(_kernel(self.kernel, self._points, self._points), self.kernel), lower=True)
+        return factor, cho_solve(factor, self._targets[0])
+
+    def _standardised(self, inputs: Matrix) -> Matrix:
+        mean, spread = self._scaling
+        return (inputs - mean) / spread
+
+    def _posterior(self, inputs: Matrix, offsets: Matrix) -> tuple[Matrix, Matrix]:
+        points = self._standardised(inputs)
+        (factor, weights), (_, mean, spread) = self._solved, self._targets
+        cross = _kernel(self.kernel, points, self._points)
+        linear, smooth, _, noise = np.exp(self.kernel)
+        own = linear * (points**2).sum(1) + smooth + noise
+        variance = np.maximum(own - (cross * cho_solve(factor, cross.T).T).sum(1), 1e-9)
+        predicted = np.exp(offsets + mean + spread * (cross @ weights))
+        return predicted, predicted * spread * np.sqrt(variance)
+
+    def _left_out(self) -> Matrix:
+        """Error of the logarithm of each measurement, as predicted from all others."""
+        factor, weights = self._solved
+        return np.asarray(self._targets[2] * weights / np.diag(cho_solve(factor, np.eye(len(weights)))))
+
+    def _likeliest(self) -> Kernel:
+        """The kernel of highest posterior density."""
+        points, targets = self._points, self._targets[0]
+        products, distances = points @ points.T, _distances(points, points)
+
+        def loss(kernel: Matrix) -> float:
+            covariance = _noisy(_combined(kernel, products, distances), kernel)
+            factor = cho_factor(covariance, lower=True, overwrite_a=True, check_finite=False)
+            fit = 0.5 * targets @ cho_solve(factor, targets) + np.log(np.diag(factor[0])).sum()
+            return float(fit + 0.5 * (((kernel - PRIOR) / PRIOR_SPREAD) ** 2).sum())
+
+        simplex = np.vstack([PRIOR, np.asarray(PRIOR) + np.diag([2.0, 2.0, 2.0, -2.0])])
+        options = {"maxiter": 100, "xatol": 0.05, "fatol": 0.05, "initial_simplex": simplex}
+        found = minimize(loss, PRIOR, method="Nelder-Mead", options=options)
+        return tuple(found.x.tolist())
+
+    # Files
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes an equal model."""
+        return {
+            "format": FORMAT,
+            "unit": self.unit,
+            "device": dict(self.device),
+            "features": list(NAMES),
+            "inputs": self.inputs.tolist(),
+            "measured": self.measured.tolist(),
+            "offsets": self.offsets.tolist(),
+            "resolutions": list(self.resolutions),
+            "kernel": list(self.kernel),
+            "base": self.base.to_json() if self.base else None,
+            "line": list(self.line),
+            "validation": self.validation.to_json() if self.validation else None,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LearnedLatency:
+        """The inverse of `to_json`. Raises InvalidConfiguration."""
+        if value.get("format") != FORMAT:
+            raise InvalidConfiguration(f"learned latency of format {value.get('format')!r}: expected {FORMAT!r}")
+        try:
+            if tuple(value["features"]) != NAMES:
+                raise InvalidConfiguration(f"a learned latency of other features: this version has {', '.join(NAMES)}")
+            inputs, measured, offsets = (np.array(value[name], float) for name in ("inputs", "measured", "offsets"))
+            if inputs.shape != (len(measured), len(NAMES)) or offsets.shape != measured.shape:
+                raise InvalidConfiguration(
+                    f"{inputs.shape} inputs and {measured.shape} latencies: not a learned latency"
+                )
+            least, most = map(int, value["resolutions"])
+            linear, smooth, length, noise = map(float, value["kernel"])
+            scale, constant = map(float, value["line"])
+            return cls(
+                value["device"],
+                inputs,
+                measured,
+                offsets,
+                (least, most),
+                (linear, smooth, length, noise),
+                read_table(value["base"]) if value["base"] else None,
+                (scale, constant),
+                Validation.from_json(value["validation"]) if value["validation"] else None,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidConfiguration(f"not a learned latency: {error}") from error
+
+    def summary(self) -> dict[str, Any]:
+        """What it is made of, for a manifest."""
+        return {"kind": "learned", "networks": len(self.measured), "base": dict(self.base_device)}
+
+    @property
+    def base_device(self) -> Mapping[str, Any]:
+        """The device of the base, where it is one table."""
+        return self.base.device if isinstance(self.base, LatencyTable) else {}
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON. Raises UnwritableOutput."""
+        write_json(Path(path), self.to_json())
+
+
+def _distances(a: Matrix, b: Matrix) -> Matrix:
+    return np.asarray(np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0.0))
+
+
+def _combined(kernel: Sequence[float] | Matrix, products: Matrix, distances: Matrix) -> Matrix:
+    linear, smooth, length, _ = np.exp(kernel)
+    return np.asarray(linear * products + smooth * np.exp(distances / (-2 * length)))
+
+
+def _kernel(kernel: Kernel, a: Matrix, b: Matrix) -> Matrix:
+    return _combined(kernel, a @ b.T, _distances(a, b))
+
+
+def _noisy(covariance: Matrix, kernel: Sequence[float] | Matrix) -> Matrix:
+    covariance[np.diag_indices_from(covariance)] += np.exp(kernel[3]) + 1e-6
+    return covariance
