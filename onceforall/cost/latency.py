@@ -171,12 +171,14 @@ def read_table(value: Mapping[str, Any]) -> LatencyTable | LatencyTables:
 
 
 def fit_line(
-    sums: Sequence[float], measured: Sequence[float] | NDArray[np.float64], least_constant: float = -np.inf
+    sums: Sequence[float] | NDArray[np.float64],
+    measured: Sequence[float] | NDArray[np.float64],
+    least_constant: float = -np.inf,
 ) -> tuple[float, float]:
     """Scale (above 0) and constant (ms) that bring sums closest to what was measured, in relative squared error."""
     truth = np.asarray(measured, float)
     design = np.stack([np.asarray(sums, float), np.ones_like(truth)], axis=1) / truth[:, None]
-    scale, constant = lsq_linear(design, np.ones_like(truth), bounds=([1e-6, least_constant], np.inf)).x
+    scale, constant = lsq_linear(design, np.ones_like(truth), bounds=([1e-9, least_constant], np.inf)).x
     return float(scale), float(constant)
 
 

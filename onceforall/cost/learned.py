@@ -3,8 +3,8 @@
 Where layers overlap, as on a GPU at batch 1, or a delegate fuses and splits them, a sum over layers
 is a poor model. Here the logarithm of a network's latency is a Gaussian process over features that
 add up over its layers (`cost/features.py`): a linear kernel, what the device makes of each kind of
-work, plus a smooth one. With a `base`, such as the latency table of another device, it learns the
-ratio to that instead, which takes far fewer measurements.
+work, plus a smooth one. Its mean is a straight line through MACs or, which takes far fewer
+measurements where it resembles the device, through a `base` such as the latency table of another.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from onceforall.cost.analytic import macs
 from onceforall.cost.features import NAMES, features
 from onceforall.cost.latency import LatencyTable, LatencyTables, fit_line, read_table
 from onceforall.cost.model import CostModel
@@ -45,10 +46,10 @@ class LearnedLatency(CostModel):
     """Latency (ms) of networks on one device, learnt from measured ones with `fit`.
 
     inputs: features of the measured networks [n, features]; measured: their latency (ms), and offsets:
-    the logarithm of what the base says of them (0 without one), both [n]; resolutions: the smallest and
-    largest input size (px) among them, outside of which OutOfDomain is raised; kernel: logarithms of
+    the logarithm of what the base, or else their MACs, say of them, both [n]; resolutions: the smallest
+    and largest input size (px) among them, outside of which OutOfDomain is raised; kernel: logarithms of
     the weights of the linear and the smooth kernel, of the squared length of the smooth one, and of
-    the noise; line: the scale and the constant (ms) that bring the base closest.
+    the noise; line: the scale and the constant (ms) that bring base or MMACs closest.
     """
 
     device: Mapping[str, Any]
@@ -73,7 +74,7 @@ class LearnedLatency(CostModel):
     ) -> LearnedLatency:
         """Learn from measured networks (ms): 5 at least, 10 to 30 with a base, else 100 to 1,000.
 
-        The base is corrected by a scale and a constant first. Of 30 or more, those measurements are
+        Of 30 or more, those measurements are
         left out that all others contradict: something else ran. Raises InvalidConfiguration.
         """
         truth = np.asarray(measured, float)
@@ -83,7 +84,7 @@ class LearnedLatency(CostModel):
             )
         sizes = [layers[0].in_size for layers in networks]
         inputs = np.stack([features(layers) for layers in networks])
-        line = fit_line([base.cost(layers) for layers in networks], truth, 0.0) if base else (1.0, 0.0)
+        line = fit_line(_sums(base, networks), truth, 0.0)
         model = cls(device, inputs, truth, np.zeros_like(truth), (min(sizes), max(sizes)), PRIOR, base, line)
         model = replace(model, offsets=model._offsets(networks))
         model = replace(model, kernel=model._likeliest())
@@ -116,11 +117,9 @@ class LearnedLatency(CostModel):
         return self._posterior(np.stack([features(layers) for layers in networks]), self._offsets(networks))
 
     def _offsets(self, networks: Sequence[Sequence[LayerSpec]]) -> Matrix:
-        """Logarithm of what the corrected base says of networks; 0 without one."""
-        if self.base is None:
-            return np.zeros(len(networks))
+        """Logarithm of what the straight line through base or MACs says of networks."""
         scale, constant = self.line
-        return np.log([scale * self.base.cost(layers) + constant for layers in networks])
+        return np.asarray(np.log(scale * _sums(self.base, networks) + constant))
 
     # The Gaussian process, on standardised inputs and targets
 
@@ -243,6 +242,13 @@ class LearnedLatency(CostModel):
     def save(self, path: str | Path) -> None:
         """Write as JSON. Raises UnwritableOutput."""
         write_json(Path(path), self.to_json())
+
+
+def _sums(base: Base | None, networks: Sequence[Sequence[LayerSpec]]) -> Matrix:
+    """What a base says of networks, or their MMACs."""
+    if base is None:
+        return np.array([macs(layers) / 1e6 for layers in networks])
+    return np.array([base.cost(layers) for layers in networks])
 
 
 def _distances(a: Matrix, b: Matrix) -> Matrix:
