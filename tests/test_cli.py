@@ -33,7 +33,7 @@ def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.Monk
         monkeypatch.setattr(commands, "open_data", lambda *given: tiny_data)
     short = {"calibrating": 8, "validating": 4, "learning": 0, "turns": 2, "burst_seconds": 0.001}
     monkeypatch.setattr(cli.profiling, "run_profile", lambda *a, **k: profile(*a, **k, **short))
-    monkeypatch.setattr(labels_module, "measure_top1", lambda supernet, arch, data, split: 10.0 + arch.resolution)
+    monkeypatch.setattr(labels_module.Evaluator, "top1", lambda self, arch: 10.0 + arch.resolution)
     monkeypatch.setattr(cli.searching, "MLPPredictor", lambda space, seed: MLPPredictor(space, seed=seed, epochs=5))
     return CliRunner()
 

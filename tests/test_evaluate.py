@@ -1,10 +1,12 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
 from onceforall.data.dataset import ImageData
-from onceforall.evaluate import measure_top1, specialised, top1
+from onceforall.errors import InvalidConfiguration
+from onceforall.evaluate import Evaluator, measure_top1, specialised, top1
 from onceforall.nn.calibrate import calibrate
 from onceforall.nn.supernet import Supernet
 
@@ -60,3 +62,22 @@ def test_measuring_leaves_the_supernet_alone(tiny_supernet: Supernet, tiny_data:
     assert tiny_supernet.training
     for name, tensor in tiny_supernet.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("memory", [2 << 30, 0])
+def test_an_evaluator_measures_what_each_network_measures_alone(
+    memory: int, supernet: Supernet, tiny_data: ImageData, rng: np.random.Generator
+) -> None:
+    """Also where it can keep nothing."""
+    space = supernet.space
+    evaluator = Evaluator(supernet, tiny_data, "label", memory=memory)
+    for arch in (space.smallest(), space.largest(), space.sample(rng), space.smallest(), space.sample(rng)):
+        assert evaluator.top1(arch) == measure_top1(supernet, arch, tiny_data, "label")
+
+
+def test_bf16_measures_nearly_the_same(tiny_supernet: Supernet, tiny_data: ImageData) -> None:
+    arch = tiny_supernet.space.largest()
+    exact = measure_top1(tiny_supernet, arch, tiny_data, "label")
+    assert Evaluator(tiny_supernet, tiny_data, "label", "bf16").top1(arch) == pytest.approx(exact, abs=8)
+    with pytest.raises(InvalidConfiguration, match="'fp8': choices are fp32, bf16"):
+        Evaluator(tiny_supernet, tiny_data, "label", "fp8")

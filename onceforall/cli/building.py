@@ -159,18 +159,38 @@ def label(
     model: Annotated[str, typer.Option(help="Run folder of `ofa train`.")],
     data: Data = "cifar10",
     count: Annotated[int, typer.Option(help="Number of random sub-networks; the uniform ones come on top.")] = 560,
+    distribution: Annotated[
+        str,
+        typer.Option(
+            help="mixed (half random, half spread to the corners), random, spread, or macs (uniform over MACs)."
+        ),
+    ] = "mixed",
+    precision: PrecisionOption = "fp32",
     seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option(help="JSONL to write or continue.", show_default="MODEL/labels.jsonl")
     ] = None,
 ) -> None:
-    """Measure sub-networks on the label images -> labels.jsonl, what the accuracy predictor learns from."""
+    """Measure sub-networks on the label images -> labels.jsonl, what the accuracy predictor learns from.
+
+    Stop it at any time: the same command goes on. Several processes share the work:
+    torchrun --nproc-per-node 2 --no-python ofa label --model ...
+    """
     folder = Path(model)
     supernet = load_supernet(folder / "supernet.safetensors")
     images = open_data(data, notify)
     path = out or folder / "labels.jsonl"
     with Steps(console) as report:
-        run_label(supernet, images, path, count=count, seed=seed, report=lambda d, t: report("sub-networks", d, t))
+        run_label(
+            supernet,
+            images,
+            path,
+            count=count,
+            seed=seed,
+            distribution=distribution,
+            precision=precision,
+            report=lambda done, total: report("sub-networks", done, total),
+        )
     console.print(f"[bold]{path}[/]; next: ofa specialize --model {model} --out out")
 
 

@@ -25,12 +25,17 @@ def calibrate(network: nn.Sequential, batches: Sequence[Tensor]) -> nn.Sequentia
     The running variance is the unbiased one, as torch keeps it. The network is returned in
     evaluation mode. Raises InvalidConfiguration where there are no images.
     """
+    advance(network, batches)
+    return network
+
+
+@torch.no_grad()
+def advance(network: nn.Sequential, batches: Sequence[Tensor]) -> list[Tensor]:
+    """As `calibrate`; returns what becomes of the batches, so that the rest of a network can go on from there."""
     batches = [batch for batch in batches if len(batch)]
     if not batches:
         raise InvalidConfiguration("calibration needs at least one batch of images")
-    network.eval()
-    _advance(network, batches)
-    return network
+    return _advance(network.eval(), batches)
 
 
 def _advance(module: nn.Module, batches: list[Tensor]) -> list[Tensor]:

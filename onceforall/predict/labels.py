@@ -3,33 +3,35 @@
 A labels file is JSONL: a header with the format, space, supernet checksum, split and seed, then one
 row a sub-network: `{"kind": ..., "architecture": ..., "top1": ...}`.
 
-Kinds: "random" draws every choice uniformly (the paper's); "spread" gives each architecture its own
-preference for each choice, so that networks near the corners of the space come up as well;
-"uniform" are the networks with one depth, kernel, expand ratio everywhere.
+The kinds are those of `predict/sampling.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from onceforall import spaces
 from onceforall.architecture import Architecture
 from onceforall.data.dataset import Data, Split
 from onceforall.errors import InvalidConfiguration
-from onceforall.evaluate import measure_top1
+from onceforall.evaluate import Evaluator
 from onceforall.files import append_jsonl, as_json, read_jsonl, write_jsonl
 from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.supernet import Supernet
+from onceforall.predict.sampling import Kind, plan
 from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.labels/1"
 
-Kind = Literal["random", "spread", "uniform"]
+# What the headers of older files leave out.
+DEFAULTS = {"distribution": "mixed", "precision": "fp32"}
+PATIENCE = 0.5  # seconds between looks at what the other processes have done
 
 
 @dataclass(frozen=True)
@@ -41,34 +43,6 @@ class Label:
     top1: float
 
 
-def plan(space: SearchSpace, count: int, seed: int, uniform: bool = False) -> list[tuple[Kind, Architecture]]:
-    """Which architectures to label: `count` distinct ones, random and spread in turn, then the uniform ones."""
-    if count < 0 or count > space.size:
-        raise InvalidConfiguration(f"{count} labels: this space has {space.size} architectures")
-    rng = np.random.default_rng(seed)
-    chosen: dict[Architecture, Kind] = {}
-    while len(chosen) < count:
-        kind: Kind = "spread" if len(chosen) % 2 else "random"
-        arch = spread_sample(space, rng) if kind == "spread" else space.sample(rng)
-        chosen.setdefault(arch, kind)
-    result = [(kind, arch) for arch, kind in chosen.items()]
-    return result + [("uniform", arch) for arch in space.uniforms()] if uniform else result
-
-
-def spread_sample(space: SearchSpace, rng: np.random.Generator) -> Architecture:
-    """One architecture whose choices follow its own random preferences: corners are as likely as the middle."""
-    counts = space.choice_counts
-    row = np.empty((1, len(counts)), np.int16)
-    columns = range(len(counts))
-    groups = [columns[:1], *(columns[part] for part in space.slices if columns[part])]
-    for group in groups:
-        preference = rng.dirichlet(np.ones(max(int(counts[c]) for c in group)))
-        for column in group:
-            weights = preference[: counts[column]]
-            row[0, column] = rng.choice(len(weights), p=weights / weights.sum())
-    return space.from_rows(space.canonical(row))[0]
-
-
 def label(
     supernet: Supernet,
     data: Data,
@@ -77,44 +51,77 @@ def label(
     count: int = 560,
     seed: int = 0,
     uniform: bool = True,
+    distribution: str = "mixed",
     split: Split = "label",
+    precision: str = "fp32",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Label]:
     """Measure sub-networks on a split and write them to `path`; rows already there are kept.
 
-    Each is extracted and its batch norm recalibrated first. `report` receives (done, total).
+    Each is extracted and its batch norm recalibrated first. `distribution` and `precision`:
+    `predict/sampling.py` and `Evaluator`. `report` receives (done, total). Started by `torchrun`, the
+    processes share the work: each measures its part into a file beside `path`, and the first gathers.
     Raises InvalidConfiguration where the file is of another space, seed or data set.
     """
     if split == "test":
         raise InvalidConfiguration("labels on test images would let the test set select: use the label split")
     keep_freed_memory()
-    path = Path(path)
+    path, rank, world = Path(path), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     header = {
         "format": FORMAT,
         "space": supernet.space.to_json(),
         "data": data.describe(),
         "split": split,
         "seed": seed,
+        "distribution": distribution,
+        "precision": precision,
     }
-    planned = plan(supernet.space, count, seed, uniform)
-    done = {}
-    if path.exists():
-        found, labels = _read(path)
-        if as_json({**found, "space": header["space"]}) != as_json(header) or not _is_of(found, supernet.space):
-            raise InvalidConfiguration(f"{path} holds labels of another space, seed or data set: choose a new file")
-        done = {item.architecture: item.top1 for item in labels}
-        # A kill may have left half a line: write whole lines back before going on.
-        write_jsonl(path, [found, *map(_row, labels)])
+    planned = plan(supernet.space, count, seed, uniform, distribution)
+    done = _gather(path, header, supernet.space)
+    own = path if world == 1 else path.with_name(f"{path.name}.{rank}-of-{world}")
+    if own.exists():  # a kill may have left half a line: write whole lines back before going on
+        write_jsonl(own, [header, *map(_row, _read(own)[1])])
     else:
-        append_jsonl(path, header)
-    results = []
-    for index, (kind, arch) in enumerate(planned):
-        if arch not in done:
-            done[arch] = measure_top1(supernet, arch, data, split)
-            append_jsonl(path, _row(Label(kind, arch, done[arch])))
-        results.append(Label(kind, arch, done[arch]))
-        report(index + 1, len(planned))
+        append_jsonl(own, header)
+    evaluator = Evaluator(supernet, data, split, precision)
+    # One resolution after the other: the evaluator keeps what those have in common.
+    todo = sorted((item for item in planned[rank::world] if item[1] not in done), key=lambda item: item[1].resolution)
+    for number, (kind, arch) in enumerate(todo, 1):
+        done[arch] = evaluator.top1(arch)
+        append_jsonl(own, _row(Label(kind, arch, done[arch])))
+        report(len(planned) - world * (len(todo) - number), len(planned))
+    while not all(arch in done for _, arch in planned):  # the other processes are not there yet
+        time.sleep(PATIENCE)
+        done = _gather(path, header, supernet.space)
+    results = [Label(kind, arch, done[arch]) for kind, arch in planned]
+    if rank == 0:
+        write_jsonl(path, [header, *map(_row, results)])
+        for part in _parts(path):
+            part.unlink(missing_ok=True)
     return results
+
+
+def _parts(path: Path) -> list[Path]:
+    """What the processes of a distributed call measured."""
+    return sorted(path.parent.glob(f"{path.name}.*-of-*"))
+
+
+def _gather(path: Path, header: dict[str, Any], space: SearchSpace) -> dict[Architecture, float]:
+    """Top-1 of everything that was measured. Raises InvalidConfiguration where a file is of another call."""
+    found: dict[Architecture, float] = {}
+    for part in (path, *_parts(path)):
+        with contextlib.suppress(FileNotFoundError):  # the first process has just gathered it
+            if not part.exists():
+                continue
+            theirs, rows = _read(part)
+            same = as_json({**DEFAULTS, **theirs, "space": header["space"]}) == as_json(header)
+            if not same or not _is_of(theirs, space):
+                raise InvalidConfiguration(
+                    f"{part} holds labels of another space, seed, data set, distribution or precision: "
+                    "choose a new file"
+                )
+            found |= {row.architecture: row.top1 for row in rows}
+    return found
 
 
 def read_labels(path: str | Path, space: SearchSpace | None = None) -> list[Label]:

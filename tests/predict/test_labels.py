@@ -1,43 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from onceforall.cost.analytic import macs
+from onceforall.architecture import Architecture
 from onceforall.data.dataset import ImageData
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
-from onceforall.evaluate import measure_top1
+from onceforall.evaluate import Evaluator, measure_top1
 from onceforall.nn.supernet import Supernet
-from onceforall.predict import labels as module
-from onceforall.predict.labels import label, plan, read_labels, spread_sample
+from onceforall.predict.labels import label, read_labels
 from onceforall.space import SearchSpace
-
-
-def test_a_plan_has_distinct_architectures_and_every_uniform_one(space: SearchSpace) -> None:
-    planned = plan(space, 30, seed=0, uniform=True)
-    random = [arch for kind, arch in planned if kind != "uniform"]
-    assert len(random) == len(set(random)) == 30
-    assert [arch for kind, arch in planned if kind == "uniform"] == space.uniforms()
-    assert {kind for kind, _ in planned} == {"random", "spread", "uniform"}
-    assert plan(space, 30, seed=0) == planned[:30]
-    assert plan(space, 30, seed=1) != planned[:30]
-
-
-def test_spread_sampling_reaches_further_than_uniform_sampling() -> None:
-    from onceforall.spaces import mobilenet_v3_small_images
-
-    space, rng = mobilenet_v3_small_images(), np.random.default_rng(0)
-    spread = [macs(space.lower(spread_sample(space, rng))) for _ in range(300)]
-    uniform = [macs(space.lower(space.sample(rng))) for _ in range(300)]
-    assert np.std(np.log(spread)) > np.std(np.log(uniform))
-
-
-def test_more_labels_than_architectures_are_refused(tiny_space: SearchSpace) -> None:
-    with pytest.raises(InvalidConfiguration, match=f"this space has {tiny_space.size}"):
-        plan(tiny_space, tiny_space.size + 1, seed=0)
 
 
 def test_labels_are_measured_on_the_label_images(tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path) -> None:
@@ -57,12 +34,13 @@ def test_labelling_goes_on_where_it_was_killed(
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]) + lines[3][:10])  # killed in the middle of a line
     measured = []
+    top1 = Evaluator.top1
 
-    def counting(*arguments: object) -> float:
-        measured.append(arguments)
-        return measure_top1(*arguments)  # type: ignore[arg-type]
+    def counting(self: Evaluator, arch: Architecture) -> float:
+        measured.append(arch)
+        return top1(self, arch)
 
-    monkeypatch.setattr(module, "measure_top1", counting)
+    monkeypatch.setattr(Evaluator, "top1", counting)
     assert label(tiny_supernet, tiny_data, path, count=4, uniform=False) == whole
     assert len(measured) == 2
     assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
@@ -105,3 +83,66 @@ def test_labels_of_a_space_whose_json_says_less_are_its_own(tiny_space: SearchSp
     ]
     path.write_text(json.dumps({"format": "onceforall.labels/1", "space": value}) + "\n")
     assert read_labels(path, tiny_space) == []
+
+
+CHILD = """
+import os, runpy, sys
+from onceforall.nn.supernet import Supernet
+from onceforall.predict.labels import label
+shared = runpy.run_path(sys.argv[1])
+label(Supernet(shared["make_tiny_space"]()), shared["make_tiny_data"](), sys.argv[2], count=5, uniform=False)
+"""
+
+
+def test_processes_share_the_work_and_the_first_gathers(
+    tiny_space: SearchSpace, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    path, conftest = tmp_path / "labels.jsonl", Path(__file__).parents[1] / "conftest.py"
+    whole = label(Supernet(tiny_space), tiny_data, tmp_path / "whole.jsonl", count=5, uniform=False)
+
+    def start(rank: int) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}
+        return subprocess.Popen([sys.executable, "-c", CHILD, str(conftest), str(path)], env=environment)
+
+    processes = [start(0), start(1)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert read_labels(path, tiny_space) == whole
+    assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert list(tmp_path.glob("labels.jsonl.*")) == []
+
+
+def test_what_one_of_several_processes_measured_is_not_measured_again(
+    tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a distributed call that was killed, the part files stay; a call of one process takes them up."""
+    whole = label(tiny_supernet, tiny_data, tmp_path / "whole.jsonl", count=4, uniform=False)
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "labels.jsonl.1-of-2").write_text(lines[0] + lines[2] + lines[4][:9])
+    measured: list[Architecture] = []
+    top1 = Evaluator.top1
+    monkeypatch.setattr(Evaluator, "top1", lambda self, arch: measured.append(arch) or top1(self, arch))
+    assert label(tiny_supernet, tiny_data, tmp_path / "labels.jsonl", count=4, uniform=False) == whole
+    assert whole[1].architecture not in measured
+    assert len(measured) == 3
+    assert list(tmp_path.glob("labels.jsonl.*")) == []
+
+
+def test_a_file_of_another_distribution_or_precision_is_refused(
+    tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    path = tmp_path / "labels.jsonl"
+    label(tiny_supernet, tiny_data, path, count=1, uniform=False)
+    for other in ({"distribution": "macs"}, {"precision": "bf16"}):
+        with pytest.raises(InvalidConfiguration, match="distribution or precision"):
+            label(tiny_supernet, tiny_data, path, count=1, uniform=False, **other)  # type: ignore[arg-type]
+
+
+def test_files_from_before_distributions_are_continued(
+    tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    path = tmp_path / "labels.jsonl"
+    whole = label(tiny_supernet, tiny_data, path, count=2, uniform=False)
+    header, *rows = path.read_text().splitlines()
+    old = {key: value for key, value in json.loads(header).items() if key not in ("distribution", "precision")}
+    path.write_text("\n".join([json.dumps(old), *rows]) + "\n")
+    assert label(tiny_supernet, tiny_data, path, count=2, uniform=False) == whole
