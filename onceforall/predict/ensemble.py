@@ -87,7 +87,8 @@ class EnsemblePredictor(FittedPredictor):
         super().adopt(arrays)
         for number, member in enumerate(self.members):
             prefix = f"member{number}."
-            member.arrays = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+            own = {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+            member.adopt({**own, "seen": arrays["seen"]})
 
     def answer(self, encoded: NDArray[np.float32]) -> NDArray[np.float64]:
         return self._answers(encoded).mean(axis=0)

@@ -77,15 +77,20 @@ def assess(
 ) -> PredictorQuality:
     """Fit on part of the labels and measure on the rest (a random share `held_out`).
 
-    An architecture that was measured several times is held out, or learnt from, as a whole.
+    An architecture that was measured several times is held out, or learnt from, as a whole. What alone
+    shows some choice is learnt from: without it, a predictor would rightly refuse to answer.
     Raises InvalidConfiguration where there are too few labels.
     """
     distinct = list(dict.fromkeys(architectures))
-    order = np.random.default_rng(seed).permutation(len(distinct))
-    count = round(held_out * len(order))
+    count = round(held_out * len(distinct))
     if count < 2:
         raise InvalidConfiguration(f"{len(distinct)} labelled architectures: too few to hold {held_out:.0%} out")
-    of_test = {distinct[i] for i in order[:count]}
+    of_test = {distinct[i] for i in _removable(space.to_rows(distinct), np.random.default_rng(seed))[:count]}
+    if len(of_test) < 2:
+        raise InvalidConfiguration(
+            f"{len(distinct)} labelled architectures: too few to hold {held_out:.0%} out without losing a choice that "
+            "the others do not show; measure more with `ofa label`"
+        )
     pairs = list(zip(architectures, map(float, accuracies), strict=True))
     train = [pair for pair in pairs if pair[0] not in of_test]
     test, measured = zip(*(pair for pair in pairs if pair[0] in of_test), strict=True)
@@ -94,3 +99,18 @@ def assess(
         for fitted in (model.fit(*map(list, zip(*train, strict=True))) for model in (predictor, MACsPredictor(space)))
     ]
     return PredictorQuality(len(train), len(test), *found[0], *found[1])
+
+
+def _removable(rows: Rows, rng: np.random.Generator) -> list[int]:
+    """In random order, rows that can be taken away one after the other while the rest shows all their choices."""
+    columns = np.arange(rows.shape[1])
+    shown = np.zeros((rows.shape[1], 2 + int(rows.max())), np.int64)
+    for row in rows:
+        shown[columns, 1 + row] += 1
+    removable = []
+    for index in rng.permutation(len(rows)).tolist():
+        places = 1 + rows[index]
+        if ((shown[columns, places] > 1) | (places == 0)).all():
+            shown[columns, places] -= 1
+            removable.append(index)
+    return removable

@@ -139,7 +139,8 @@ def test_prediction_in_numpy_equals_the_network_in_torch(tiny_space: SearchSpace
     for index, (weight, bias) in enumerate(predictor.layers):
         x = x @ torch.from_numpy(weight) + torch.from_numpy(bias)
         x = torch.relu(x) if index < 3 else x
-    linear = encoded @ torch.from_numpy(predictor.arrays["linear.weights"]) + predictor.arrays["linear.intercept"]
+    weights, intercept = predictor.arrays["linear.weights"], float(predictor.arrays["linear.intercept"])
+    linear = encoded @ torch.from_numpy(weights) + intercept
     np.testing.assert_allclose(predictor.predict(archs), (x[:, 0] + linear).numpy(), rtol=1e-5)
     assert [weight.shape[1] for weight, _ in predictor.layers] == [400, 400, 400, 1]
     assert {array.dtype for name, array in predictor.arrays.items() if name != "seen"} == {np.dtype("float32")}
@@ -167,14 +168,17 @@ def test_the_uncertainty_of_an_ensemble_is_about_as_large_as_its_errors() -> Non
     assert (errors <= 2).mean() > 0.88
 
 
-def test_a_member_does_not_see_its_part_of_the_labels(tiny_space: SearchSpace) -> None:
-    """A label that is wrong by 30 points shows in the calibration, for whoever left it out."""
+def test_each_label_is_unknown_to_one_member_and_its_surprise_counts(tiny_space: SearchSpace) -> None:
     archs, accuracies = example_labels(tiny_space)
     clean = EnsemblePredictor(tiny_space, of="ridge").fit(archs, accuracies)
     spoilt = EnsemblePredictor(tiny_space, of="ridge").fit(archs, [accuracies[0] - 30, *accuracies[1:]])
-    expected = 30**2 / len(archs)  # of the mean squared error on labels left out
-    deviation = spoilt.predict_with_uncertainty(archs)[1]
-    assert (deviation**2).mean() > 0.7 * expected > 10 * (clean.predict_with_uncertainty(archs)[1] ** 2).mean()
+    unmoved = [
+        np.array_equal(first.predict(archs), second.predict(archs))
+        for first, second in zip(clean.members, spoilt.members, strict=True)
+    ]
+    assert sorted(unmoved) == [False] * 7 + [True]
+    before, after = (ensemble.predict_with_uncertainty(archs)[1].mean() for ensemble in (clean, spoilt))
+    assert after > 3 * before
 
 
 @pytest.mark.parametrize(
@@ -245,6 +249,16 @@ def test_networks_measured_twice_are_held_out_as_a_whole(tiny_space: SearchSpace
     assert quality.train + quality.held_out == 2 * len(archs)
     with pytest.raises(InvalidConfiguration, match="too few to hold 1% out"):
         assess(RidgePredictor(tiny_space), tiny_space, archs, accuracies, held_out=0.01)
+
+
+def test_what_alone_shows_a_choice_is_not_held_out(tiny_space: SearchSpace) -> None:
+    archs, accuracies = example_labels(tiny_space.restrict(resolutions=[16]))
+    only = Architecture(20, archs[0].units)
+    for seed in range(5):  # held out, the predictor would refuse its resolution
+        quality = assess(
+            RidgePredictor(tiny_space), tiny_space, [*archs, only], [*accuracies, 60.0], held_out=0.5, seed=seed
+        )
+        assert quality.held_out == round(0.5 * (len(archs) + 1))
 
 
 # Files

@@ -29,11 +29,11 @@ KINDS: dict[str, Callable[[SearchSpace], AccuracyPredictor]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["plain", "resnet", "width multipliers", "tied"])
+@pytest.fixture(scope="module", params=["plain", "resnet", "tied"])
 def small_space(request: pytest.FixtureRequest, tiny_space: SearchSpace, tiny_resnet_space: SearchSpace) -> SearchSpace:
-    options = {"width multipliers": {"width_multipliers": (0.5, 1)}, "tied": {"expands": (3, 6), "tied": True}}
-    if request.param in options:
-        return replace(tiny_space, units=tuple(replace(unit, **options[request.param]) for unit in tiny_space.units))
+    if request.param == "tied":
+        units = tuple(replace(unit, expands=(3, 6), tied=True) for unit in tiny_space.units)
+        return replace(tiny_space, units=units)
     return tiny_space if request.param == "plain" else tiny_resnet_space
 
 
