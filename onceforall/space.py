@@ -279,6 +279,12 @@ class SearchSpace(Choices, ABC):
         """Kernels, expands, width multipliers, resolution."""
         return [*range(1 + len(self.units), len(self.columns)), 0]
 
+    @cached_property
+    def encoded_choices(self) -> tuple[tuple[str, int, int, float], ...]:
+        """What each feature of an encoding stands for: (what, unit, index in the unit, the choice)."""
+        keys = list(self.columns)
+        return tuple((*keys[c], choice) for c in self._encoded_columns for choice in self.columns[keys[c]])
+
     def encode_rows(self, rows: Rows) -> NDArray[np.float32]:
         """One-hot kernels, expands and resolution; zeros where a block is skipped (paper, section 3.4)."""
         return np.concatenate(
@@ -292,7 +298,7 @@ class SearchSpace(Choices, ABC):
 
     def decode(self, features: NDArray[np.float32]) -> list[Architecture]:
         """The inverse of `encode`. Raises InvalidArchitecture where a row encodes no member."""
-        expected = int(self.choice_counts[self._encoded_columns].sum())
+        expected = len(self.encoded_choices)
         if features.ndim != 2 or features.shape[1] != expected:
             raise InvalidArchitecture(f"features of shape {features.shape}: expected [n, {expected}]")
         rows = np.full((len(features), len(self.columns)), -1, np.int16)

@@ -1,0 +1,57 @@
+"""Fitted accuracy predictors on disk: safetensors, with kind, settings and space in the file's metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from onceforall import spaces
+from onceforall.checkpoint import read_tensors, write_tensors
+from onceforall.errors import IncompatibleCheckpoint, OFAError, OutOfDomain
+from onceforall.predict.ensemble import EnsemblePredictor
+from onceforall.predict.mlp import MLPPredictor
+from onceforall.predict.predictor import layout_problem
+from onceforall.predict.ridge import RidgePredictor
+
+FORMAT = "onceforall.accuracy_predictor/1"
+
+Predictor = RidgePredictor | MLPPredictor | EnsemblePredictor
+
+KINDS: dict[str, type[Predictor]] = {kind.kind: kind for kind in (RidgePredictor, MLPPredictor, EnsemblePredictor)}
+
+
+def save_predictor(path: str | Path, predictor: Predictor) -> None:
+    """What a predictor learnt, in one file, atomically. Raises OutOfDomain before `fit`, UnwritableOutput."""
+    if not predictor.arrays:
+        raise OutOfDomain("this predictor has learnt nothing yet: call fit with labelled architectures")
+    metadata = {
+        "format": FORMAT,
+        "kind": predictor.kind,
+        "settings": json.dumps(predictor.settings()),
+        "space": json.dumps(predictor.space.to_json()),
+    }
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in predictor.arrays.items()}
+    write_tensors(Path(path), tensors, metadata)
+
+
+def load_predictor(path: str | Path) -> Predictor:
+    """The predictor that `save_predictor` wrote: it predicts the same numbers. Raises IncompatibleCheckpoint."""
+    tensors, metadata = read_tensors(Path(path))
+    if metadata.get("format") != FORMAT:
+        raise IncompatibleCheckpoint(
+            f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}; what the authors published is read by "
+            "interop.load_predictor"
+        )
+    try:
+        space = spaces.from_json(json.loads(metadata["space"]))
+        predictor = KINDS[metadata["kind"]](space, **json.loads(metadata["settings"]))
+    except (KeyError, TypeError, ValueError, OFAError) as error:
+        raise IncompatibleCheckpoint(f"{path}: its space or settings cannot be read: {error}") from error
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    if problem := layout_problem(predictor, arrays):
+        raise IncompatibleCheckpoint(f"{path} does not fit its space and settings: tensors {problem}")
+    predictor.adopt(arrays)
+    return predictor

@@ -1,0 +1,184 @@
+"""What an accuracy predictor is, and what all of ours share.
+
+Labels are checked, and there is no answer about what no label showed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onceforall.architecture import Architecture
+from onceforall.choices import listed
+from onceforall.errors import InvalidArchitecture, InvalidConfiguration, OutOfDomain
+from onceforall.space import Rows, SearchSpace
+
+LEAST_LABELS = 10
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class AccuracyPredictor(Protocol):
+    """Learns top-1 (percent) from labelled architectures and predicts it for others of the same space.
+
+    Raises OutOfDomain for what it cannot know: before `fit`, for another space, and for a choice that
+    none of its labels had.
+    """
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space of its rows."""
+
+    def fit(self, architectures: Sequence[Architecture], accuracies: Sequence[float]) -> Self:
+        """Learn from labelled architectures; accuracies in percent."""
+
+    def predict(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Predicted top-1 (percent), shape [n]."""
+
+    def predict_rows(self, rows: Rows) -> NDArray[np.float64]:
+        """Predicted top-1 (percent) of rows of the space, shape [n]: what a search calls."""
+
+
+class UncertainPredictor(AccuracyPredictor, Protocol):
+    """An accuracy predictor that says how far off it expects to be."""
+
+    def predict_with_uncertainty(
+        self, architectures: Sequence[Architecture]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Predicted top-1 and the standard deviation of its error (percent, points), each of shape [n]."""
+
+    def predict_rows_with_uncertainty(self, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The same for rows of the space."""
+
+
+class FittedPredictor(ABC):
+    """What our predictors share. A subclass says how it learns from encodings and answers about them.
+
+    What is learnt is a few named arrays, whose shapes follow from the space and the settings; with
+    those it goes to a file and back (`predict/files.py`). Raises OutOfDomain where it predicts before
+    `fit`, for architectures of another space, and for a choice that no label had.
+    """
+
+    kind: str  # its name in files
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self.arrays: Arrays = {}
+
+    # What a subclass says
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that make an equal, unfitted predictor: JSON values."""
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each array that is learnt."""
+
+    @abstractmethod
+    def learn(self, encoded: NDArray[np.float32], accuracies: NDArray[np.float64]) -> Arrays:
+        """Arrays learnt from encodings of distinct architectures, shape [n, features], and their top-1 (percent)."""
+
+    @abstractmethod
+    def answer(self, encoded: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Predicted top-1 (percent) of encodings, shape [n], without asking whether that can be known."""
+
+    # What they share
+
+    def fit(self, architectures: Sequence[Architecture], accuracies: Sequence[float]) -> Self:
+        """Learn from labelled architectures; accuracies in percent, repeated measurements are averaged.
+
+        Raises InvalidConfiguration below 10 distinct architectures and for accuracies that are no percentages,
+        InvalidArchitecture for members of another space.
+        """
+        if len(architectures) != len(accuracies):
+            raise InvalidConfiguration(
+                f"{len(architectures)} architectures and {len(accuracies)} accuracies: each needs one"
+            )
+        measured = np.asarray(accuracies, np.float64)
+        wrong = ~((measured >= 0) & (measured <= 100))  # written so that it finds what is no number as well
+        if wrong.any():
+            raise InvalidConfiguration(f"accuracy {measured[wrong][0]}: expected percent, 0 to 100")
+        every = self.space.to_rows(architectures)
+        rows, inverse, counts = np.unique(every, axis=0, return_inverse=True, return_counts=True)
+        if len(rows) < LEAST_LABELS:
+            raise InvalidConfiguration(
+                f"{len(rows)} labelled architectures: at least {LEAST_LABELS} are needed; measure more with `ofa label`"
+            )
+        means = np.bincount(inverse.ravel(), measured) / counts
+        self.adopt({**self.learn(self.space.encode_rows(rows), means), "seen": seen_choices(self.space, rows)})
+        return self
+
+    def adopt(self, arrays: Arrays) -> None:
+        """Take over what was learnt: `shapes` and "seen", which says what the labels showed."""
+        self.arrays = arrays
+
+    def predict(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Predicted top-1 (percent), shape [n]. Raises OutOfDomain."""
+        return self.predict_rows(self.to_rows(architectures))
+
+    def predict_rows(self, rows: Rows) -> NDArray[np.float64]:
+        """Predicted top-1 (percent) of rows of the space, shape [n]. Raises OutOfDomain."""
+        self.check(rows)
+        return self.answer(self.space.encode_rows(rows))
+
+    def to_rows(self, architectures: Sequence[Architecture]) -> Rows:
+        """Rows of architectures. Raises OutOfDomain for members of another space."""
+        try:
+            return self.space.to_rows(architectures)
+        except InvalidArchitecture as error:
+            raise OutOfDomain(f"{error}; this predictor knows no other: fit one on labels of that space") from error
+
+    def check(self, rows: Rows) -> None:
+        """Raises OutOfDomain before `fit`, and for rows that no label tells anything about."""
+        if not self.arrays:
+            raise OutOfDomain("this predictor has learnt nothing yet: call fit with labelled architectures")
+        counts, seen = self.space.choice_counts, self.arrays["seen"]
+        if rows.ndim != 2 or rows.shape[1] != len(counts) or (rows >= counts).any():
+            raise OutOfDomain(
+                f"rows of shape {rows.shape} are of another space: this predictor knows {len(counts)} columns of at "
+                f"most {counts.max()} choices"
+            )
+        known = seen[np.arange(len(counts)), 1 + rows]
+        if not known.all():
+            row, column = np.argwhere(~known)[0]
+            raise OutOfDomain(self._unknown(int(column), int(rows[row, column])))
+
+    def _unknown(self, column: int, index: int) -> str:
+        (what, unit, block), choices = list(self.space.columns.items())[column]
+        place = {"resolution": "", "kernel": f" at unit {unit + 1}, block {block + 1}"}
+        place["expand"] = place["kernel"]
+        known = [choice for choice, seen in zip(choices, self.arrays["seen"][column, 1:], strict=False) if seen]
+        return (
+            f"{what} {choices[index] if index >= 0 else 'none'}{place.get(what, f' at unit {unit + 1}')}: no label had "
+            f"it, so the predictor cannot know it (labelled: {listed(known)}); measure networks that have it, or "
+            "restrict the space of the search to what is labelled"
+        )
+
+
+def seen_choices(space: SearchSpace, rows: Rows) -> NDArray[np.bool_]:
+    """Which choices occur in rows, shape [columns, 1 + most choices]; place 0 is that of a block that is cut off."""
+    counts = space.choice_counts
+    seen = np.zeros((len(counts), 1 + int(counts.max())), bool)
+    seen[np.arange(len(counts)), 1 + rows] = True
+    _, kernels, expands, _ = space.slices
+    seen[kernels, 0] = seen[expands, 0] = True  # what is not there: its unit's depth says whether that was seen
+    return seen
+
+
+def layout_problem(predictor: FittedPredictor, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """How arrays differ from what a predictor learns, in words; empty where they do not."""
+    counts = predictor.space.choice_counts
+    shapes = {**predictor.shapes(), "seen": (len(counts), 1 + int(counts.max()))}
+    missing, extra = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
+    wrong = [
+        f"{name} {arrays[name].shape} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in arrays and arrays[name].shape != shape
+    ]
+    kinds = (("missing", missing), ("not expected", extra), ("of wrong shape", wrong))
+    return "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in kinds if names)
