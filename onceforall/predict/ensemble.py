@@ -91,7 +91,7 @@ class EnsemblePredictor(FittedPredictor):
             member.adopt({**own, "seen": arrays["seen"]})
 
     def answer(self, encoded: NDArray[np.float32]) -> NDArray[np.float64]:
-        return self._answers(encoded).mean(axis=0)
+        return np.asarray(self._answers(encoded).mean(axis=0))
 
     def _answers(self, encoded: NDArray[np.float32]) -> NDArray[np.float64]:
         """What each member predicts, shape [members, n]."""

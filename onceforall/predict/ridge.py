@@ -82,7 +82,8 @@ class RidgePredictor(FittedPredictor):
         best: tuple[float, Solution, float, float] | None = None
         for by_total in TOTALS:
             for by_product in PRODUCTS if self.interactions else (0.0,):
-                parts = [encoded, by_total * z] + ([by_product * products] if self.interactions else [])
+                parts: list[Matrix] = [encoded.astype(np.float64), by_total * z]
+                parts += [by_product * products] if self.interactions else []
                 found = ridge(np.concatenate(parts, axis=1), accuracies)
                 error = float((found.residuals**2).mean())
                 if best is None or error < best[0]:

@@ -25,7 +25,8 @@ from onceforall.space import Rows, SearchSpace
 class RowPredictor(Protocol):
     """Predicted accuracy of rows of its own space, percent."""
 
-    space: SearchSpace
+    @property
+    def space(self) -> SearchSpace: ...
 
     def predict_rows(self, rows: Rows) -> NDArray[np.float64]: ...
 
