@@ -1,9 +1,9 @@
 """Question: how many labels (measured sub-networks) a minute, and does bf16 measure the same?
 
-Random sub-networks of a supernet are measured on the 5,000 label images three times, one after the other: each by itself
-(`measure_top1`), with what they share computed once (`Evaluator`: the layers before the first unit, for calibration
-and label images), and with that in bf16. The first network of each resolution warms up and is not counted. Shown: labels
-a minute, and how far the accuracies of the second and third way are from those of the first.
+Random sub-networks of a supernet are measured on the 5,000 label images three times, one after the other: each by
+itself (`measure_top1`), with what they share computed once (`Evaluator`: the layers before the first unit, for
+calibration and label images), and with that in bf16. The first network of each resolution warms up and is not counted.
+Shown: labels a minute, and how far the accuracies of the second and third way are from those of the first.
 
     python benchmarks/labels.py --threads 1
     python benchmarks/labels.py --networks 40 --threads 2

@@ -35,7 +35,7 @@ from scipy import stats
 
 from onceforall import Architecture, Network, Supernet, measure_top1, recipes, spaces, train
 from onceforall.data.cifar10 import cifar10
-from onceforall.files import read_json, write_json
+from onceforall.files import read_json, read_jsonl, write_json
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import FirstBlock, InvertedResidualSpace, Stage
 from onceforall.training.recipe import Recipe
@@ -150,7 +150,7 @@ def execute(scale_name: str, name: str, seed: int, results: Path, runs: Path, de
         net = train(Supernet(space, seed), data, recipe, folder, **options)
         measured = {corner: measure_top1(net, arch, data, "test") for corner, arch in corners(space).items()}
         extra = {"random_top1": [measure_top1(net, arch, data, "test") for arch in probes(space)]}
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = read_jsonl(folder / "log.jsonl")
     write_json(
         results / scale_name / f"{slug(name)}-{seed}.json",
         {
@@ -219,8 +219,9 @@ def report(scale_name: str, results: Path) -> dict[str, Any]:
     def small(values: dict[str, float]) -> float:
         return float(np.mean([values[c] for c in names[:4]]))  # the smallest depth
 
-    columns = ("seeds", *names, "mean", "16 random", "mean gap to alone", "worst", "largest", "small over random")
-    table = Table("test top-1 (%)", *columns, "sub-network-epochs", "core minutes", title=f"scale {scale_name}")
+    gap_columns = ("mean gap to alone", "worst", "largest", "small over random")
+    columns = ("seeds", *names, "mean", "16 random", *gap_columns, "sub-network-epochs", "core minutes")
+    table = Table("test top-1 (%)", *columns, title=f"scale {scale_name}")
     summary: dict[str, Any] = {}
     for name, by_seed in tops.items():
         if not by_seed:
@@ -243,12 +244,7 @@ def report(scale_name: str, results: Path) -> dict[str, Any]:
             values = gaps(name, other, pick) if name != other else []
             if values:
                 row[title] = confidence(values)
-        table.add_row(
-            name,
-            *(row.get(column, "") for column in columns),
-            row.get("sub-network-epochs", ""),
-            row.get("core minutes", ""),
-        )
+        table.add_row(name, *(row.get(column, "") for column in columns))
         summary[name] = row
     Console(width=260).print(table)
     return summary
