@@ -7,8 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import LayerSpec
+from onceforall.space import Rows, SearchSpace
 
 
 class CostModel(ABC):
@@ -24,6 +28,14 @@ class CostModel(ABC):
     def at(self, resolution: int) -> AdditiveCost | None:
         """The additive cost that this model is for networks of one input resolution (px); None where it is not."""
         return None
+
+    def cost_rows(self, space: SearchSpace, rows: Rows) -> NDArray[np.float64]:
+        """Cost of each row of a space, in `unit`, shape [n].
+
+        One by one here. A cost that is neither additive nor a peak but can be had for many networks
+        at once, as that of a learned model, overrides it, and searches become as fast.
+        """
+        return np.array([self.cost(space.lower(arch)) for arch in space.from_rows(rows)], float)
 
     def at_most(self, bound: float) -> Constraint:
         """The constraint that the cost is at most `bound`, in `unit`."""
@@ -44,6 +56,13 @@ class AdditiveCost(CostModel):
 
     def cost(self, layers: Sequence[LayerSpec]) -> float:
         return self.constant + sum(self.layer_cost(layer) for layer in layers)
+
+
+class PeakCost(CostModel):
+    """A cost that is the largest of its parts: of what comes before the blocks, each block, what comes after them.
+
+    A search can gather it from a table as well, and take the maximum.
+    """
 
 
 @dataclass(frozen=True)
