@@ -34,7 +34,8 @@ from onceforall.nn.calibrate import calibrate
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.predict.labels import label, read_labels, training_pairs
-from onceforall.search.evolution import SearchResult, search
+from onceforall.search.evolution import search
+from onceforall.search.result import SearchResult
 from onceforall.training import recipe as recipes
 from onceforall.training.trainer import train
 

@@ -15,7 +15,7 @@ from onceforall.deploy.specialize import specialize as run_specialize
 from onceforall.devices import by_name
 from onceforall.files import read_json, sha256, write_json
 from onceforall.report.progress import Steps
-from onceforall.search.evolution import SearchResult
+from onceforall.search.result import SearchResult
 
 
 @app.command()

@@ -37,9 +37,9 @@ class CostModel(ABC):
         """
         return np.array([self.cost(space.lower(arch)) for arch in space.from_rows(rows)], float)
 
-    def at_most(self, bound: float) -> Constraint:
-        """The constraint that the cost is at most `bound`, in `unit`."""
-        return Constraint(self, bound)
+    def at_most(self, bound: float, unit: str | None = None) -> Constraint:
+        """The constraint that the cost is at most `bound`; `unit`, where given, must be that of the model."""
+        return Constraint(self, bound, unit)
 
 
 class AdditiveCost(CostModel):
@@ -67,12 +67,23 @@ class PeakCost(CostModel):
 
 @dataclass(frozen=True)
 class Constraint:
-    """A cost model and its upper bound (inclusive)."""
+    """A cost model and its upper bound (inclusive).
+
+    `unit` says what the bound is in. It is that of the model where it is left out; any other raises
+    InvalidConfiguration, as would a latency in seconds.
+    """
 
     model: CostModel
     bound: float
+    unit: str | None = None
 
     def __post_init__(self) -> None:
+        if self.unit is None:
+            object.__setattr__(self, "unit", self.model.unit)
+        if self.unit != self.model.unit:
+            raise InvalidConfiguration(
+                f"{self.model.name} <= {self.bound} {self.unit}: this cost is in {self.model.unit}; convert the bound"
+            )
         if not (math.isfinite(self.bound) and self.bound > 0):
             raise InvalidConfiguration(f"{self.model.name} <= {self.bound}: expected a positive, finite bound")
 

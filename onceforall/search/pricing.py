@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -76,6 +77,15 @@ class PriceTable:
         if self.peak:
             return np.asarray(np.maximum(layers.max(axis=1), np.maximum(stem, head)))
         return np.asarray(stem + head + layers.sum(axis=1))
+
+    @classmethod
+    def weighted(cls, tables: Sequence[PriceTable], weights: Sequence[float]) -> PriceTable:
+        """The weighted sum of additive costs."""
+        total = copy.copy(tables[0])
+        for name in ("stem", "head", "blocks"):
+            parts = [weight * getattr(table, name) for table, weight in zip(tables, weights, strict=True)]
+            setattr(total, name, sum(parts))
+        return total
 
     def cheapest(self) -> tuple[Rows, NDArray[np.float64]]:
         """The cheapest row at each resolution and its cost.
