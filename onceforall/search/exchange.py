@@ -41,7 +41,7 @@ class Exchange:
     tries: how many sets of each size are scored.
     """
 
-    def __init__(self, limits: Limits, score: Score, *, changes: int = 4, beam: int = 64, tries: int = 24) -> None:
+    def __init__(self, limits: Limits, score: Score, *, changes: int = 3, beam: int = 64, tries: int = 24) -> None:
         self.limits, self.score = limits, score
         self.changes, self.beam, self.tries = changes, beam, tries
         self._neighbours = Neighbours(limits.space)

@@ -103,9 +103,9 @@ class Limits:
         active = np.flatnonzero(costs > 0)
         while len(active):
             near, owners = self._neighbours.of(rows[active])
-            found, best = price(near), first_of_each(owners, price(near))
-            better = found[best] < costs[active[owners[best]]]
-            best = best[better]
+            found = price(near)
+            best = first_of_each(owners, found)
+            best = best[found[best] < costs[active[owners[best]]]]
             active = active[owners[best]]
             rows[active], costs[active] = near[best], found[best]
             active = active[costs[active] > 0]

@@ -130,8 +130,9 @@ def front(
         raise InvalidConfiguration(f"{len(budgets)} budgets for {len(costs)} costs: budgets need exactly one cost")
     began = time.perf_counter()
     rng = np.random.default_rng(seed)
-    bounds = {constraint.model: constraint.bound for constraint in constraints}
-    least = [model.at_most(bounds.pop(model, NO_BOUND)) for model in costs]
+    least = [
+        model.at_most(min([c.bound for c in constraints if c.model == model], default=NO_BOUND)) for model in costs
+    ]
     others = [constraint for constraint in constraints if constraint.model not in costs]
     limits, scorer = Limits(space, [*least, *others]), Scorer(space, accuracy)
     if budgets is not None:

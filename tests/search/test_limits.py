@@ -24,7 +24,7 @@ class Learned(CostModel):
 
     def cost_rows(self, space: SearchSpace, rows: Rows) -> NDArray[np.float64]:
         kernels = rows[:, space.slices[1]]
-        return np.asarray(1 + (rows[:, 1:] > 0).sum(axis=1) ** 0.7 + (kernels == 0).sum(axis=1), np.float64)
+        return np.asarray(1 + (rows[:, 1:] > 0).sum(axis=1) ** 0.7 + 2 * (kernels == 0).sum(axis=1), np.float64)
 
 
 class OnlySmallKernels(MACs):
@@ -36,16 +36,22 @@ class OnlySmallKernels(MACs):
         return 1e4 * (7 - getattr(layer, "kernel", 7)) + 1
 
 
-def test_constraints_that_can_only_be_met_one_by_one(tiny_space: SearchSpace) -> None:
+@pytest.fixture
+def few(tiny_space: SearchSpace) -> SearchSpace:
+    """The tiny space with so few choices that all of its networks can be looked at."""
+    return tiny_space.restrict(kernels=[3, 7], depths=[1, 2], expands=[3, 6])
+
+
+def test_constraints_that_can_only_be_met_one_by_one(few: SearchSpace) -> None:
     models = MACs(), OnlySmallKernels(name="odd MACs")
-    costs = np.array([[m.cost(tiny_space.lower(a)) for m in models] for a in members(tiny_space)])
+    costs = np.array([[m.cost(few.lower(a)) for m in models] for a in members(few)])
     tight = [model.at_most(float(least)) for model, least in zip(models, costs.min(axis=0), strict=True)]
     assert not (costs <= costs.min(axis=0)).all(axis=1).any()
     for constraint in tight:
-        Limits(tiny_space, [constraint])
+        Limits(few, [constraint])
     with pytest.raises(InfeasibleConstraint, match="cannot be met together") as caught:
-        Limits(tiny_space, tight)
-    needed = [model.cost(tiny_space.lower(caught.value.architecture)) for model in models]  # type: ignore[arg-type]
+        Limits(few, tight)
+    needed = [model.cost(few.lower(caught.value.architecture)) for model in models]  # type: ignore[arg-type]
     assert caught.value.smallest in needed
 
 
@@ -61,15 +67,15 @@ def test_two_bounds_that_only_a_compromise_meets(tiny_space: SearchSpace) -> Non
     assert limits.met(rows).all()
 
 
-def test_a_learned_cost_prices_rows_at_once_and_may_prefer_large_kernels(tiny_space: SearchSpace) -> None:
+def test_a_learned_cost_prices_rows_at_once_and_may_prefer_large_kernels(few: SearchSpace) -> None:
     model = Learned()
-    everyone = tiny_space.to_rows(list(members(tiny_space)))
-    least = model.cost_rows(tiny_space, everyone).min()
-    assert least < model.cost_rows(tiny_space, tiny_space.to_rows([tiny_space.smallest()]))[0]
-    limits = Limits(tiny_space, [model.at_most(float(least))])
+    everyone = few.to_rows(list(members(few)))
+    least = model.cost_rows(few, everyone).min()
+    assert least < model.cost_rows(few, few.to_rows([few.smallest()]))[0]
+    limits = Limits(few, [model.at_most(float(least))])
     assert limits.met(limits.anchors[limits.resolutions]).all()
     with pytest.raises(InfeasibleConstraint, match=r"learned latency <= .* cannot be met") as caught:
-        Limits(tiny_space, [model.at_most(0.99 * float(least))])
+        Limits(few, [model.at_most(0.99 * float(least))])
     assert caught.value.smallest == pytest.approx(least)
 
 
