@@ -8,7 +8,7 @@ shrinking), deploy/specialize.py (the whole road).
 from onceforall import interop, spaces, zoo
 from onceforall.architecture import Architecture, Gene
 from onceforall.checkpoint import load_network, load_supernet, save_network, save_supernet
-from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, PeakConvolutionMemory
+from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, PeakConvolutionMemory, WeightBytes
 from onceforall.cost.latency import LatencyTable, LatencyTables
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.profile import profile
@@ -36,7 +36,12 @@ from onceforall.nn.calibrate import calibrate
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.predict.labels import label, read_labels, training_pairs
-from onceforall.search.evolution import SearchResult, search
+from onceforall.search.confirm import confirm, measured_front
+from onceforall.search.evolution import search
+from onceforall.search.exact import optimum
+from onceforall.search.objective import PenalisedLoss, SoftTarget
+from onceforall.search.pareto import Front, front
+from onceforall.search.result import SearchResult
 from onceforall.training import recipe as recipes
 from onceforall.training.trainer import train
 
@@ -45,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "DataUnavailable",
+    "Front",
     "Gene",
     "ImageData",
     "IncompatibleCheckpoint",
@@ -62,14 +68,19 @@ __all__ = [
     "Parameters",
     "PeakActivationMemory",
     "PeakConvolutionMemory",
+    "PenalisedLoss",
     "PictureData",
     "SearchResult",
+    "SoftTarget",
     "Supernet",
     "TrainingDiverged",
     "UnwritableOutput",
+    "WeightBytes",
     "calibrate",
     "cifar10",
+    "confirm",
     "device",
+    "front",
     "image_folder",
     "interop",
     "label",
@@ -77,7 +88,9 @@ __all__ = [
     "load_network",
     "load_supernet",
     "measure_top1",
+    "measured_front",
     "open_data",
+    "optimum",
     "profile",
     "read_labels",
     "recipes",

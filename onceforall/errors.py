@@ -14,11 +14,16 @@ class InvalidConfiguration(OFAError, ValueError):
 
 
 class InfeasibleConstraint(OFAError, ValueError):
-    """No architecture of the space meets a constraint; `smallest` is the least value within reach."""
+    """No architecture of the space meets a constraint.
 
-    def __init__(self, message: str, smallest: float) -> None:
+    `smallest` is the least value within reach, in the constraint's unit; `architecture` (an
+    Architecture, where it is known) is what reaches it.
+    """
+
+    def __init__(self, message: str, smallest: float, architecture: object = None) -> None:
         super().__init__(message)
         self.smallest = smallest
+        self.architecture = architecture
 
 
 class OutOfDomain(OFAError, ValueError):

@@ -2,65 +2,138 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from onceforall.cli.common import Model, Seed, app, console, load_model
-from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory
-from onceforall.cost.model import Constraint
+from onceforall import zoo
+from onceforall.architecture import Architecture
+from onceforall.cli.common import Data, Model, Seed, app, console, load_model, notify
+from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, WeightBytes
+from onceforall.cost.latency import LatencyTable, LatencyTables
+from onceforall.cost.learned import LearnedLatency
+from onceforall.cost.model import Constraint, CostModel
+from onceforall.cost.profile import measure_latency, whole_network
 from onceforall.cost.saved import load_latency
+from onceforall.data.sources import open_data
 from onceforall.deploy.specialize import parse_budget
+from onceforall.devices import by_name
 from onceforall.errors import InvalidConfiguration
+from onceforall.evaluate import measure_top1
 from onceforall.files import write_json
 from onceforall.interop import PublishedPredictor, load_predictor
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.predict.labels import training_pairs
+from onceforall.report import searches
+from onceforall.search.confirm import Measure, confirm
 from onceforall.search.evolution import search as run_search
+from onceforall.search.pareto import front as run_front
+from onceforall.space import SearchSpace
+
+Table = LatencyTable | LatencyTables | LearnedLatency
 
 
 @app.command()
 def search(
     out: Annotated[Path, typer.Option(help="JSON file of the result.")],
     model: Model = "cifar10",
-    table: Annotated[Path | None, typer.Option(help="Latency table of `ofa profile`; needed for --latency.")] = None,
-    latency: Annotated[str | None, typer.Option(help='Bound, as "0.5 ms", or "60%" of the largest network.')] = None,
+    table: Annotated[
+        list[Path] | None, typer.Option(help="Latency table of `ofa profile`, one for each --latency, in this order.")
+    ] = None,
+    latency: Annotated[
+        list[str] | None,
+        typer.Option(help='Bound, as "0.5 ms", or "60%" of the largest network; repeat it, each with its --table.'),
+    ] = None,
     macs: Annotated[float | None, typer.Option(help="Bound, in millions.")] = None,
     params: Annotated[float | None, typer.Option(help="Bound, in millions.")] = None,
     memory: Annotated[float | None, typer.Option(help="Bound on peak fp32 activation memory, in KiB.")] = None,
+    weights: Annotated[float | None, typer.Option(help="Bound on the fp32 weights, in KiB.")] = None,
     predictor: Annotated[
         Path | None,
         typer.Option(help="A published accuracy predictor.", show_default="learn from the model's labels"),
     ] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="Not one network but a front: over the first --table, else over MACs.")
+    ] = False,
+    points: Annotated[int, typer.Option(help="Budgets along the front.")] = 40,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure the winner, and the next best where it breaks its --latency."),
+    ] = False,
+    data: Data = "cifar10",
+    top: Annotated[int, typer.Option(help="Candidates that --measure tries at most.")] = 5,
     seed: Seed = 0,
 ) -> None:
-    """Find the network of highest predicted accuracy within bounds -> result.json."""
+    """Find the network of highest predicted accuracy within bounds, or a front -> result.json."""
+    if front and measure:
+        raise InvalidConfiguration("--measure confirms one network: leave out --front")
+    if measure and not latency:
+        raise InvalidConfiguration("--measure needs --latency and --table: it measures on the device of the table")
     entry = load_model(model, labels=predictor is None)
     space = entry.supernet.space
     accuracy: MLPPredictor | PublishedPredictor | None = None
     if predictor is not None:
         accuracy = load_predictor(predictor)
         space = space.restrict(resolutions=accuracy.domain.resolutions)
-    constraints: list[Constraint] = []
-    if latency is not None:
-        if table is None:
-            raise InvalidConfiguration("--latency needs --table: make one with `ofa profile --out DEVICE.json`")
-        loaded = load_latency(table)
-        constraints.append(loaded.at_most(parse_budget(latency, loaded.cost(space.lower(space.largest())))))
-    if macs is not None:
-        constraints.append(MACs().at_most(macs * 1e6))
-    if params is not None:
-        constraints.append(Parameters().at_most(params * 1e6))
-    if memory is not None:
-        constraints.append(PeakActivationMemory().at_most(memory * 1024))
+    tables = [load_latency(path) for path in table or ()]
+    constraints = _latencies(space, tables, latency or [], front)
+    in_units: list[tuple[CostModel, float | None, float]] = [
+        (MACs(), macs, 1e6),
+        (Parameters(), params, 1e6),
+        (PeakActivationMemory(), memory, 1024),
+        (WeightBytes(), weights, 1024),
+    ]
+    constraints += [cost.at_most(bound * scale) for cost, bound, scale in in_units if bound is not None]
     if accuracy is None:
         with console.status("accuracy predictor"):
             accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels))
-    result = run_search(space, accuracy, constraints, seed=seed)
-    write_json(out, {"model": model, **result.to_json()})
+    if front:
+        cost = tables[0] if tables else MACs()
+        outline = run_front(space, accuracy, [cost], constraints, points=points, seed=seed)
+        write_json(out, {"model": model, **outline.to_json()})
+        console.print(searches.front(outline))
+        console.print(f"[bold]{out}[/]: {outline.evaluations} evaluations in {outline.seconds:.1f} s")
+        return
+    result = run_search(space, accuracy, constraints, seed=seed, keep=max(10, top))
+    content = result.to_json()
+    if measure:
+        found = confirm(space, accuracy, result, constraints, *_measures(entry, space, tables[0], data), top=top)
+        content, result = found.to_json(), found.result
+        console.print(searches.trials(found))
+    write_json(out, {"model": model, **content})
     costs = ", ".join(f"{cost.name} {cost.value:.4g} <= {cost.bound:.4g} {cost.unit}" for cost in result.costs)
     console.print(
         f"[bold]{out}[/]: predicted top-1 {result.accuracy:.2f} %, {costs or 'no bounds'}; "
         f"{result.evaluations} evaluations in {result.seconds:.1f} s\n{result.architecture}"
     )
+
+
+def _latencies(space: SearchSpace, tables: Sequence[Table], budgets: Sequence[str], front: bool) -> list[Constraint]:
+    """A constraint for each pair of table and budget. Raises InvalidConfiguration where they are not pairs."""
+    if len(tables) != len(budgets) and not (front and len(tables) == 1):
+        raise InvalidConfiguration(
+            f"--latency needs --table: {len(budgets)} and {len(tables)} were given; each bound needs a table "
+            "(`ofa profile --out DEVICE.json`), in the same order"
+        )
+    largest = space.lower(space.largest())
+    return [
+        table.at_most(parse_budget(text, table.cost(largest))) for table, text in zip(tables, budgets, strict=False)
+    ]
+
+
+def _measures(entry: zoo.Entry, space: SearchSpace, table: Table, data: str) -> tuple[Measure, Measure]:
+    """Latency (ms) on the device of a table, and top-1 (percent) on the label images, of architectures."""
+    described = {} if isinstance(table, LatencyTables) else table.device
+    device = by_name(str(described.get("name")), int(described.get("threads", 1)))
+    images = open_data(data, notify)
+
+    def latency(architectures: Sequence[Architecture]) -> list[float]:
+        jobs = [whole_network(space, architecture) for architecture in architectures]
+        return [timing.median for timing in measure_latency(device, jobs)]
+
+    def top1(architectures: Sequence[Architecture]) -> list[float]:
+        return [measure_top1(entry.supernet, architecture, images, "label") for architecture in architectures]
+
+    return latency, top1

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onceforall.cost.model import AdditiveCost, CostModel
+from onceforall.cost.model import AdditiveCost, PeakCost
 from onceforall.layers import LayerSpec, PoolSpec
 
 
@@ -33,7 +33,19 @@ class Parameters(AdditiveCost):
 
 
 @dataclass(frozen=True)
-class PeakActivationMemory(CostModel):
+class WeightBytes(AdditiveCost):
+    """What the parameters of the extracted network take, in bytes: `bytes_per_element` each (4: fp32, 1: int8)."""
+
+    bytes_per_element: int = 4
+    name: str = "weights"
+    unit: str = "bytes"
+
+    def layer_cost(self, layer: LayerSpec) -> float:
+        return self.bytes_per_element * layer.params
+
+
+@dataclass(frozen=True)
+class PeakActivationMemory(PeakCost):
     """Largest sum of feature maps alive at once: an operation's input and output, and a held shortcut.
 
     The input image counts, as the first convolution's input. Weights, and squeeze-excite's vectors,
@@ -49,7 +61,7 @@ class PeakActivationMemory(CostModel):
 
 
 @dataclass(frozen=True)
-class PeakConvolutionMemory(CostModel):
+class PeakConvolutionMemory(PeakCost):
     """Largest sum, over the convolutions before the global pooling, of feature maps alive and the weights.
 
     The definition of memory-optimised Once-for-All (MOOFA): as PeakActivationMemory, plus the
@@ -64,7 +76,8 @@ class PeakConvolutionMemory(CostModel):
     def cost(self, layers: Sequence[LayerSpec]) -> float:
         before = itertools.takewhile(lambda layer: not isinstance(layer, PoolSpec), layers)
         operations = (operation for layer in before for operation in layer.operations if operation.weights)
-        return self.bytes_per_element * max(operation.live + operation.weights for operation in operations)
+        # What has no convolution before the pooling, as a classifier on its own, needs nothing.
+        return self.bytes_per_element * max((operation.live + operation.weights for operation in operations), default=0)
 
 
 def macs(layers: Sequence[LayerSpec]) -> int:

@@ -7,8 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import LayerSpec
+from onceforall.space import Rows, SearchSpace
 
 
 class CostModel(ABC):
@@ -25,9 +29,17 @@ class CostModel(ABC):
         """The additive cost that this model is for networks of one input resolution (px); None where it is not."""
         return None
 
-    def at_most(self, bound: float) -> Constraint:
-        """The constraint that the cost is at most `bound`, in `unit`."""
-        return Constraint(self, bound)
+    def cost_rows(self, space: SearchSpace, rows: Rows) -> NDArray[np.float64]:
+        """Cost of each row of a space, in `unit`, shape [n].
+
+        One by one here. A cost that is neither additive nor a peak but can be had for many networks
+        at once, as that of a learned model, overrides it, and searches become as fast.
+        """
+        return np.array([self.cost(space.lower(arch)) for arch in space.from_rows(rows)], float)
+
+    def at_most(self, bound: float, unit: str | None = None) -> Constraint:
+        """The constraint that the cost is at most `bound`; `unit`, where given, must be that of the model."""
+        return Constraint(self, bound, unit)
 
 
 class AdditiveCost(CostModel):
@@ -46,14 +58,32 @@ class AdditiveCost(CostModel):
         return self.constant + sum(self.layer_cost(layer) for layer in layers)
 
 
+class PeakCost(CostModel):
+    """A cost that is the largest of its parts: of what comes before the blocks, each block, what comes after them.
+
+    A search can gather it from a table as well, and take the maximum.
+    """
+
+
 @dataclass(frozen=True)
 class Constraint:
-    """A cost model and its upper bound (inclusive)."""
+    """A cost model and its upper bound (inclusive).
+
+    `unit` says what the bound is in. It is that of the model where it is left out; any other raises
+    InvalidConfiguration, as would a latency in seconds.
+    """
 
     model: CostModel
     bound: float
+    unit: str | None = None
 
     def __post_init__(self) -> None:
+        if self.unit is None:
+            object.__setattr__(self, "unit", self.model.unit)
+        if self.unit != self.model.unit:
+            raise InvalidConfiguration(
+                f"{self.model.name} <= {self.bound} {self.unit}: this cost is in {self.model.unit}; convert the bound"
+            )
         if not (math.isfinite(self.bound) and self.bound > 0):
             raise InvalidConfiguration(f"{self.model.name} <= {self.bound}: expected a positive, finite bound")
 

@@ -1,14 +1,17 @@
-"""Costs of whole populations: what is additive is gathered from arrays, the rest is computed one by one."""
+"""Costs of whole populations: sums and peaks are gathered from arrays, the rest is left to the cost model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onceforall.cost.model import CostModel
+from onceforall.cost.model import CostModel, PeakCost
+from onceforall.layers import LayerSpec
 from onceforall.space import Rows, SearchSpace
 
 Pricer = Callable[[Rows], NDArray[np.float64]]
@@ -25,15 +28,15 @@ class _Form(NamedTuple):
 
 
 class PriceTable:
-    """An additive cost (`model.at` each resolution) as arrays, indexed by the choices of rows.
+    """An additive cost (`model.at` each resolution) or a peak as arrays, indexed by the choices of rows.
 
     `stem[resolution, multiplier]` and `head[resolution, multiplier]` include the constant;
     `blocks[resolution, block, input multiplier, multiplier, 1 + kernel, 1 + expand]` holds 0 where
-    kernel and expand are the -1 of a skipped block.
+    kernel and expand are the -1 of a skipped block, and infinity for what a block cannot be.
     """
 
     def __init__(self, space: SearchSpace, model: CostModel) -> None:
-        self.space = space
+        self.space, self.peak = space, isinstance(model, PeakCost)
         units, resolutions = space.units, space.resolutions
         first, last = units[0].width_multipliers, units[-1].width_multipliers
         self.stem, self.head = np.zeros((len(resolutions), len(first))), np.zeros((len(resolutions), len(last)))
@@ -44,13 +47,12 @@ class PriceTable:
         self.blocks = np.full(shape, np.inf)  # what a block cannot be must never look cheap
         self.blocks[..., 0, 0] = 0
         for r, resolution in enumerate(resolutions):
-            local = model.at(resolution)
-            assert local is not None  # `pricer` asks before
-            self.stem[r] = [local.constant + sum(map(local.layer_cost, space.stem(resolution, m))) for m in first]
-            self.head[r] = [sum(map(local.layer_cost, space.head(resolution, m))) for m in last]
+            price, constant = _price_of_parts(model, resolution)
+            self.stem[r] = [constant + price(space.stem(resolution, m)) for m in first]
+            self.head[r] = [price(space.head(resolution, m)) for m in last]
             for block, (u, b) in enumerate(space.block_indices):
                 for before, multiplier, kernel, expand, layer in space.block_forms(resolution, u, b):
-                    self.blocks[r, block, before, multiplier, 1 + kernel, 1 + expand] = local.layer_cost(layer)
+                    self.blocks[r, block, before, multiplier, 1 + kernel, 1 + expand] = price((layer,))
         self._units = np.array([u for u, _ in space.block_indices])
         # The unit that a block reads from; the first unit reads the stem, which has no multiplier.
         self._origins = np.array([u - (b == 0) for u, b in space.block_indices])
@@ -70,8 +72,20 @@ class PriceTable:
             before = np.where(self._origins < 0, 0, multipliers[:, self._origins])
             flat += before * by_before + multipliers[:, self._units] * by_own
             first, last = multipliers[:, 0], multipliers[:, -1]
-        layers = self.blocks.ravel()[flat].sum(axis=1)
-        return np.asarray(self.stem[resolutions, first] + self.head[resolutions, last] + layers)
+        layers = self.blocks.ravel()[flat]
+        stem, head = self.stem[resolutions, first], self.head[resolutions, last]
+        if self.peak:
+            return np.asarray(np.maximum(layers.max(axis=1), np.maximum(stem, head)))
+        return np.asarray(stem + head + layers.sum(axis=1))
+
+    @classmethod
+    def weighted(cls, tables: Sequence[PriceTable], weights: Sequence[float]) -> PriceTable:
+        """The weighted sum of additive costs."""
+        total = copy.copy(tables[0])
+        for name in ("stem", "head", "blocks"):
+            parts = [weight * getattr(table, name) for table, weight in zip(tables, weights, strict=True)]
+            setattr(total, name, sum(parts))
+        return total
 
     def cheapest(self) -> tuple[Rows, NDArray[np.float64]]:
         """The cheapest row at each resolution and its cost.
@@ -83,28 +97,33 @@ class PriceTable:
         return rows, self(rows)
 
     def _cheapest_path(self, r: int) -> list[_Form]:
+        total = max if self.peak else sum
         paths: list[list[_Form]] = [[]]  # the cheapest way up to the unit before, for each of its multipliers
         for u, unit in enumerate(self.space.units):
             paths = [
                 min(
                     ([*path, self._cheapest_form(r, u, before, m)] for before, path in enumerate(paths)),
-                    key=lambda path: sum(form.cost for form in path),
+                    key=lambda path: total(form.cost for form in path),
                 )
                 for m in range(len(unit.width_multipliers))
             ]
-        return min(paths, key=lambda path: sum(form.cost for form in path) + self.head[r, path[-1].multiplier])
+        return min(
+            paths, key=lambda path: total([*(form.cost for form in path), float(self.head[r, path[-1].multiplier])])
+        )
 
     def _cheapest_form(self, r: int, u: int, before: int, m: int) -> _Form:
         """The cheapest form of a unit with multiplier `m`, behind one with multiplier `before`."""
         unit, start = self.space.units[u], int(np.searchsorted(self._units, u))
         priced = self.blocks[r, start : start + unit.depths[-1], :, m, 1:, 1:]
         priced = np.concatenate([priced[:1, before], priced[1:, m]])
+        fixed = [float(self.stem[r, m])] if u == 0 else []
         forms = []
         for d, depth in enumerate(unit.depths):
             open_expands = [d] if unit.tied else list(range(len(unit.expands)))
             costs = priced[:depth][:, :, open_expands].reshape(depth, priced.shape[1] * len(open_expands))
             kernels, expands = np.divmod(costs.argmin(axis=1), len(open_expands))
-            cost = float(costs.min(axis=1).sum()) + (float(self.stem[r, m]) if u == 0 else 0.0)
+            parts = [*costs.min(axis=1).tolist(), *fixed]
+            cost = max(parts, default=0.0) if self.peak else sum(parts)
             forms.append(_Form(cost, m, d, kernels.tolist(), [open_expands[e] for e in expands.tolist()]))
         return min(forms, key=lambda form: form.cost)
 
@@ -123,8 +142,17 @@ class PriceTable:
         return row
 
 
+def _price_of_parts(model: CostModel, resolution: int) -> tuple[Callable[[Sequence[LayerSpec]], float], float]:
+    """What some layers add to an additive cost, or what a peak is over them; and the constant."""
+    local = model.at(resolution)
+    if local is None:
+        return model.cost, 0.0
+    layer_cost = local.layer_cost
+    return lambda layers: sum(map(layer_cost, layers)), local.constant
+
+
 def pricer(space: SearchSpace, model: CostModel) -> Pricer:
     """The fastest way to cost rows of a space with a model."""
-    if model.at(space.resolutions[0]) is not None:
+    if isinstance(model, PeakCost) or model.at(space.resolutions[0]) is not None:
         return PriceTable(space, model)
-    return lambda rows: np.array([model.cost(space.lower(arch)) for arch in space.from_rows(rows)], float)
+    return functools.partial(model.cost_rows, space)

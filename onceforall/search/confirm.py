@@ -1,0 +1,240 @@
+"""Predictions confirmed by measurements: of the winner of a search, and of a whole front.
+
+An optimiser exploits the errors of what it maximises, so what it chose is measured before it is
+believed. How to measure is given as functions of architectures; nothing here knows a device or an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from onceforall.architecture import Architecture
+from onceforall.cost.model import Constraint, CostModel
+from onceforall.errors import InvalidConfiguration
+from onceforall.search.limits import Limits
+from onceforall.search.pareto import front, ranks
+from onceforall.search.result import Cost, SearchResult
+from onceforall.search.scoring import RowPredictor
+from onceforall.space import SearchSpace
+
+Measure = Callable[[Sequence[Architecture]], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate on the device and on images: what was predicted, and what was measured.
+
+    Costs are in the unit of the constraint, accuracies in percent. `measured_top1` is None where the
+    candidate broke its budget: nothing depends on it then.
+    """
+
+    architecture: Architecture
+    predicted_cost: float
+    measured_cost: float
+    predicted_top1: float
+    measured_top1: float | None
+    met: bool
+
+    @property
+    def cost_gap(self) -> float:
+        """Measured minus predicted cost, in percent of the predicted."""
+        return 100 * (self.measured_cost / self.predicted_cost - 1)
+
+    @property
+    def top1_gap(self) -> float | None:
+        """Measured minus predicted accuracy, in points."""
+        return None if self.measured_top1 is None else self.measured_top1 - self.predicted_top1
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, the gaps included."""
+        gaps = {"cost_gap_percent": self.cost_gap, "top1_gap": self.top1_gap}
+        return {**asdict(self), "architecture": self.architecture.to_json(), **gaps}
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """The candidates of a search that were measured, in order, until one kept its budget.
+
+    `result` is that of the search, with the chosen network in front. `bound`: what the measured cost
+    may be, in `unit`.
+    """
+
+    result: SearchResult
+    trials: tuple[Trial, ...]
+    bound: float
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        """Whether a candidate was found that keeps the budget on the device."""
+        return self.trials[-1].met
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object: the search result, and under "confirmation" what was measured."""
+        trials = [trial.to_json() for trial in self.trials]
+        measured = {"met": self.met, "bound": self.bound, "unit": self.unit, "trials": trials}
+        return {**self.result.to_json(), "confirmation": measured}
+
+
+def confirm(
+    space: SearchSpace,
+    accuracy: RowPredictor,
+    result: SearchResult,
+    constraints: Sequence[Constraint],
+    measure_cost: Measure,
+    measure_accuracy: Measure,
+    *,
+    top: int = 5,
+) -> Confirmation:
+    """Measure the winner of a search; where it breaks its budget, try the next best, `top` candidates at most.
+
+    constraints: those of the search, of which the first is measured; measure_cost: in its unit;
+    measure_accuracy: percent, asked only about what met the budget. The first candidate that meets
+    it is chosen, or, where none does, the one that was measured cheapest.
+    """
+    if top < 1 or not constraints:
+        raise InvalidConfiguration(
+            f"top {top}, {len(constraints)} constraints: expected at least one candidate, and a constraint to measure"
+        )
+    bound, model = constraints[0].bound, constraints[0].model
+    trials: list[Trial] = []
+    candidates = [result.architecture, *result.runners_up][:top]
+    for architecture, top1 in zip(candidates, predict(space, accuracy, candidates), strict=True):
+        (cost,) = measure_cost([architecture])
+        met = bool(cost <= bound)
+        measured = float(measure_accuracy([architecture])[0]) if met else None
+        trials.append(Trial(architecture, model.cost(space.lower(architecture)), float(cost), top1, measured, met))
+        if met:
+            break
+    chosen = trials[-1] if trials[-1].met else min(trials, key=lambda trial: trial.measured_cost)
+    layers = space.lower(chosen.architecture)
+    others = [other for other in (result.architecture, *result.runners_up) if other != chosen.architecture]
+    first = replace(
+        result,
+        architecture=chosen.architecture,
+        accuracy=chosen.predicted_top1,
+        costs=tuple(Cost(c.model.name, float(c.model.cost(layers)), c.bound, c.model.unit) for c in constraints),
+        runners_up=tuple(others),
+    )
+    return Confirmation(first, tuple(trials), bound, model.unit)
+
+
+def predict(space: SearchSpace, accuracy: RowPredictor, architectures: Sequence[Architecture]) -> list[float]:
+    """Predicted accuracy (percent) of architectures of a space inside the predictor's."""
+    rows = accuracy.space.adopt_rows(space.to_rows(architectures), space)
+    return [float(value) for value in accuracy.predict_rows(rows)]
+
+
+class Learner(RowPredictor, Protocol):
+    """A predictor that learns from measured architectures; accuracies in percent."""
+
+    def fit(self, architectures: Sequence[Architecture], accuracies: Sequence[float]) -> Self: ...
+
+
+@dataclass(frozen=True)
+class MeasuredPoint:
+    """A measured network: accuracy (percent) as measured, cost as measured or, where nothing measured it, predicted.
+
+    `predicted_top1` is what the predictor of its round expected; None for the first sample.
+    """
+
+    architecture: Architecture
+    top1: float
+    cost: float
+    predicted_top1: float | None
+
+
+@dataclass(frozen=True)
+class MeasuredFront:
+    """All measured networks in the order of their measurement, and which of them are the front, cheapest first.
+
+    errors: for each round of the search, the mean absolute error of its predictions in points.
+    """
+
+    measured: tuple[MeasuredPoint, ...]
+    errors: tuple[float, ...]
+
+    @property
+    def points(self) -> tuple[MeasuredPoint, ...]:
+        """The measured networks of which none is both less accurate and dearer than another."""
+        objectives = np.array([[-point.top1, point.cost] for point in self.measured])
+        best = [point for point, rank in zip(self.measured, ranks(objectives), strict=True) if rank == 0]
+        return tuple(sorted(best, key=lambda point: point.cost))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; what is measured and what is predicted is in the names."""
+
+        def point(value: MeasuredPoint) -> dict[str, Any]:
+            return {
+                "architecture": value.architecture.to_json(),
+                "measured_top1": value.top1,
+                "cost": value.cost,
+                "predicted_top1": value.predicted_top1,
+            }
+
+        return {
+            "front": [point(value) for value in self.points],
+            "measured": [point(value) for value in self.measured],
+            "round_errors": list(self.errors),
+        }
+
+
+def measured_front(
+    space: SearchSpace,
+    predictor: Learner,
+    cost: CostModel,
+    measure_accuracy: Measure,
+    *,
+    constraints: Sequence[Constraint] = (),
+    measure_cost: Measure | None = None,
+    measurements: int = 250,
+    rounds: int = 5,
+    seed: int = 0,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> MeasuredFront:
+    """A front whose points are all measured: measure, fit, search, measure what was found, and again.
+
+    Half of the measurements are random networks, with the smallest and the largest among them, brought
+    within the constraints; the other half goes in equal parts to `rounds` fronts, each found with a
+    predictor fitted to all that was measured before. Measured accuracies alone decide the result.
+    `report` receives (done, total). Raises InfeasibleConstraint, and InvalidConfiguration below 20 measurements.
+    """
+    if not 1 <= rounds <= measurements // 4 or measurements < 20:
+        raise InvalidConfiguration(
+            f"{measurements} measurements in {rounds} rounds: expected at least 20, and 4 for each round"
+        )
+    rng = np.random.default_rng(seed)
+    known: dict[Architecture, MeasuredPoint] = {}
+
+    def measure(architectures: Sequence[Architecture], expected: Sequence[float | None]) -> None:
+        accuracies = measure_accuracy(architectures)
+        costs = measure_cost(architectures) if measure_cost else [cost.cost(space.lower(a)) for a in architectures]
+        for architecture, top1, price, guess in zip(architectures, accuracies, costs, expected, strict=True):
+            known[architecture] = MeasuredPoint(architecture, float(top1), float(price), guess)
+        report(len(known), measurements)
+
+    limits = Limits(space, constraints)
+    rows = space.to_rows([space.smallest(), space.largest()])
+    rows = np.concatenate([rows, space.sample_rows(measurements, rng)])
+    outside = np.flatnonzero(~np.isin(rows[:, 0], limits.resolutions))
+    rows[outside, 0] = rng.choice(limits.resolutions, len(outside))
+    first = list(dict.fromkeys(space.from_rows(limits.repair(rows, rng))))[: measurements - measurements // 2]
+    measure(first, [None] * len(first))
+    errors = []
+    for number in range(rounds):
+        left = (measurements - len(known)) // (rounds - number)
+        predictor.fit(list(known), [point.top1 for point in known.values()])
+        # Twice as many points as are wanted: some of them are known already.
+        found = front(space, predictor, [cost], constraints, points=2 * left, seed=seed + number, rounds=1)
+        new = [point for point in found.points if point.architecture not in known]
+        picked = [new[i] for i in np.unique(np.linspace(0, len(new) - 1, min(left, len(new))).round().astype(int))]
+        if not picked:
+            continue
+        guesses = [point.accuracy for point in picked]
+        measure([point.architecture for point in picked], guesses)
+        errors.append(float(np.mean([abs(known[p.architecture].top1 - p.accuracy) for p in picked])))
+    return MeasuredFront(tuple(known.values()), tuple(errors))

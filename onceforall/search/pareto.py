@@ -1,0 +1,283 @@
+"""Whole fronts in one run: NSGA-II for an outline, then exchanges of choices at budgets along it. No torch.
+
+NSGA-II is Deb et al., IEEE Transactions on Evolutionary Computation 6(2), 2002: non-dominated
+sorting, crowding distance, binary tournaments; here all three work on arrays.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onceforall.architecture import Architecture
+from onceforall.cost.model import Constraint, CostModel
+from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
+from onceforall.search.exchange import Exchange
+from onceforall.search.limits import Limits
+from onceforall.search.result import Cost
+from onceforall.search.scoring import RowPredictor, Scorer
+from onceforall.space import Rows, SearchSpace
+
+FORMAT = "onceforall.front/1"
+NO_BOUND = sys.float_info.max / 4  # a cost that is only minimised; sums of two do not overflow
+RESOLUTIONS = 3  # that are tried at each budget
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A network of a front: predicted accuracy (percent) and predicted costs."""
+
+    architecture: Architecture
+    accuracy: float
+    costs: tuple[Cost, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, with the names that a search result has."""
+        return {
+            "architecture": self.architecture.to_json(),
+            "predicted_top1": self.accuracy,
+            "predicted_costs": [asdict(cost) for cost in self.costs],
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> FrontPoint:
+        """The inverse of `to_json`. Raises InvalidConfiguration."""
+        try:
+            costs = tuple(Cost(**cost) for cost in value["predicted_costs"])
+            return cls(Architecture.from_json(value["architecture"]), value["predicted_top1"], costs)
+        except (KeyError, TypeError) as error:
+            raise InvalidConfiguration(f"not a point of a front: {error}") from error
+
+
+@dataclass(frozen=True)
+class Front:
+    """Networks of which none is both less accurate and dearer than another, cheapest (in the first cost) first."""
+
+    points: tuple[FrontPoint, ...]
+    evaluations: int
+    seconds: float
+    seed: int
+
+    def within(self, bound: float) -> FrontPoint:
+        """The most accurate point whose first cost is at most `bound`. Raises InfeasibleConstraint."""
+        inside = [point for point in self.points if point.costs[0].value <= bound]
+        if not inside:
+            first = self.points[0]
+            raise InfeasibleConstraint(
+                f"{first.costs[0].name} <= {bound:g} {first.costs[0].unit}: the front begins at "
+                f"{first.costs[0].value:.4g} ({first.architecture})",
+                first.costs[0].value,
+                first.architecture,
+            )
+        return max(inside, key=lambda point: point.accuracy)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; numbers say that they are predicted."""
+        points = [point.to_json() for point in self.points]
+        return {
+            "format": FORMAT,
+            "points": points,
+            "evaluations": self.evaluations,
+            "seconds": self.seconds,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Front:
+        """The inverse of `to_json`. Raises InvalidConfiguration."""
+        if value.get("format") != FORMAT:
+            raise InvalidConfiguration(f"front of format {value.get('format')!r}: expected {FORMAT!r}")
+        try:
+            points = tuple(map(FrontPoint.from_json, value["points"]))
+            return cls(points, value["evaluations"], value["seconds"], value["seed"])
+        except (KeyError, TypeError) as error:
+            raise InvalidConfiguration(f"not a front: {error}") from error
+
+
+def front(
+    space: SearchSpace,
+    accuracy: RowPredictor,
+    costs: Sequence[CostModel],
+    constraints: Sequence[Constraint] = (),
+    *,
+    budgets: Sequence[float] | None = None,
+    points: int = 40,
+    seed: int = 0,
+    population: int = 200,
+    generations: int = 30,
+    mutation: float = 0.06,
+    rounds: int = 3,
+) -> Front:
+    """Networks of which none is both less accurate and dearer than another, about `points` of them.
+
+    With one cost model there is one network for each of `budgets` (in its unit; evenly spread where
+    none are given), the best within it; with several, those that lie farthest apart. Constraints hold
+    for all. `rounds`: how often the networks at all budgets are improved, each time from the best
+    that is known. Raises InfeasibleConstraint, OutOfDomain.
+    """
+    if min(len(costs), points, generations, rounds) < 1 or population < 2 or not 0 < mutation <= 1:
+        raise InvalidConfiguration(
+            f"{len(costs)} costs, points {points}, population {population}, generations {generations}, "
+            f"rounds {rounds}, mutation {mutation}: expected at least 1 of each (population: 2), a probability above 0"
+        )
+    if budgets is not None and (len(costs) != 1 or not len(budgets)):
+        raise InvalidConfiguration(f"{len(budgets)} budgets for {len(costs)} costs: budgets need exactly one cost")
+    began = time.perf_counter()
+    rng = np.random.default_rng(seed)
+    least = [
+        model.at_most(min([c.bound for c in constraints if c.model == model], default=NO_BOUND)) for model in costs
+    ]
+    others = [constraint for constraint in constraints if constraint.model not in costs]
+    limits, scorer = Limits(space, [*least, *others]), Scorer(space, accuracy)
+    if budgets is not None:
+        Limits(space, [costs[0].at_most(min(budgets)), *others])  # raises where the tightest cannot be met
+    rows = _outline(limits, scorer, len(costs), rng, population, generations, mutation)
+    targets = _targets(limits, scorer, rows, len(costs), points, budgets)
+    exchange = Exchange(limits, scorer)
+    for _ in range(rounds):
+        starts, owners = _best_within(limits, scorer, targets)
+        improved, _ = exchange.improve(starts, scorer(starts), targets[owners])
+        born = space.crossover_rows(improved, improved[rng.permutation(len(improved))], rng)
+        born = space.mutate_rows(born, rng, mutation)
+        born[:, 0] = improved[:, 0]
+        inside = (limits.costs(born) <= targets[owners]).all(axis=1)
+        exchange.improve(born[inside], scorer(born[inside]), targets[owners[inside]])
+    rows = np.unique(np.concatenate([rows, _best_within(limits, scorer, targets)[0]]), axis=0)
+    values = limits.costs(rows)
+    if len(costs) == 1:
+        kept = _steps(scorer(rows), values[:, 0], targets[:, 0])
+    else:
+        kept = np.flatnonzero(ranks(_objectives(scorer(rows), values[:, : len(costs)])) == 0)
+        spread = crowding(_objectives(scorer(rows[kept]), values[kept, : len(costs)]))
+        kept = kept[np.argsort(-spread, kind="stable")[:points]]
+    kept = kept[np.argsort(values[kept, 0], kind="stable")]
+    found = tuple(
+        FrontPoint(
+            architecture,
+            float(top1),
+            tuple(
+                Cost(c.model.name, float(v), None if c.bound == NO_BOUND else c.bound, c.model.unit)
+                for c, v in zip(limits.constraints, cost, strict=True)
+            ),
+        )
+        for architecture, top1, cost in zip(space.from_rows(rows[kept]), scorer(rows[kept]), values[kept], strict=True)
+    )
+    return Front(found, scorer.evaluations, time.perf_counter() - began, seed)
+
+
+def ranks(objectives: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Number of the front that each point belongs to, 0 for the non-dominated ones.
+
+    objectives: shape [n, objectives], all minimised. A point dominates another if it is nowhere
+    worse and somewhere better, so equal points share a front.
+    """
+    no_worse = np.asarray((objectives[:, None] <= objectives[None]).all(axis=2))
+    dominates = no_worse & ~no_worse.T
+    result = np.full(len(objectives), -1, np.int64)
+    for rank in range(len(objectives)):
+        left = result < 0
+        if not left.any():
+            break
+        result[left & ~dominates[left].any(axis=0)] = rank
+    return result
+
+
+def crowding(objectives: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Crowding distance of the points of one front: how far apart the neighbours of each are, the ends infinitely."""
+    result = np.zeros(len(objectives))
+    for values in objectives.T:
+        order = np.argsort(values, kind="stable")
+        span = values[order[-1]] - values[order[0]]
+        result[order[[0, -1]]] = np.inf
+        if span > 0:
+            result[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / span
+    return result
+
+
+def _objectives(accuracy: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.concatenate([-accuracy[:, None], costs], axis=1)
+
+
+def _outline(
+    limits: Limits,
+    scorer: Scorer,
+    count: int,
+    rng: np.random.Generator,
+    population: int,
+    generations: int,
+    mutation: float,
+) -> Rows:
+    """The last population of NSGA-II on accuracy and the first `count` costs."""
+    space = limits.space
+
+    def sorted_best(rows: Rows) -> Rows:
+        """The `population` best rows: by front, then by crowding distance."""
+        rows = np.unique(rows, axis=0)
+        objectives = _objectives(scorer(rows), limits.costs(rows)[:, :count])
+        front_of = ranks(objectives)
+        distances = np.zeros(len(rows))
+        for rank in range(front_of.max() + 1):
+            members = np.flatnonzero(front_of == rank)
+            distances[members] = crowding(objectives[members])
+        return rows[np.lexsort((-distances, front_of))[:population]]
+
+    rows = space.sample_rows(population, rng)
+    rows[:, 0] = rng.choice(limits.resolutions, population)
+    rows = sorted_best(np.concatenate([limits.repair(rows, rng), limits.anchors[limits.resolutions]]))
+    for _ in range(generations):
+        # Rows are in order, so the winner of a tournament is the smaller index.
+        first, second = rng.integers(0, len(rows), (2, 2, population)).min(axis=0)
+        born = space.mutate_rows(space.crossover_rows(rows[first], rows[second], rng), rng, mutation)
+        outside = np.flatnonzero(~np.isin(born[:, 0], limits.resolutions))
+        born[outside, 0] = rng.choice(limits.resolutions, len(outside))
+        rows = sorted_best(np.concatenate([rows, limits.repair(born, rng)]))
+    return rows
+
+
+def _targets(
+    limits: Limits, scorer: Scorer, rows: Rows, count: int, points: int, budgets: Sequence[float] | None
+) -> NDArray[np.float64]:
+    """Bounds of all costs, for each network that is wanted, shape [targets, constraints]."""
+    costs, accuracy = limits.costs(rows), scorer(rows)
+    if budgets is not None:
+        first = np.sort(np.asarray(budgets, float))
+    elif count == 1:
+        first = np.linspace(costs[:, 0].min(), costs[accuracy.argmax(), 0], points)
+    else:
+        members = np.flatnonzero(ranks(_objectives(accuracy, costs[:, :count])) == 0)
+        distances = crowding(_objectives(accuracy[members], costs[members, :count]))
+        chosen = members[np.argsort(-distances, kind="stable")[:points]]
+        return np.concatenate([costs[chosen, :count], np.tile(limits.bounds[count:], (len(chosen), 1))], axis=1)
+    targets = np.tile(limits.bounds, (len(first), 1))
+    targets[:, 0] = np.minimum(first, limits.bounds[0])
+    return targets
+
+
+def _best_within(limits: Limits, scorer: Scorer, targets: NDArray[np.float64]) -> tuple[Rows, NDArray[np.int64]]:
+    """For each target the best known network of each of its best resolutions, and whose target it is."""
+    rows, accuracy = scorer.everything()
+    order = np.argsort(-accuracy, kind="stable")
+    rows = rows[order]
+    costs = limits.costs(rows)
+    chosen, owners = [], []
+    for owner, target in enumerate(targets):
+        inside = np.flatnonzero((costs <= target).all(axis=1))
+        leaders = np.sort(np.unique(rows[inside, 0], return_index=True)[1])[:RESOLUTIONS]
+        chosen.append(inside[leaders])
+        owners.append(np.full(len(leaders), owner))
+    return rows[np.concatenate(chosen)], np.concatenate(owners)
+
+
+def _steps(
+    accuracy: NDArray[np.float64], costs: NDArray[np.float64], budgets: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Indices of the best within each budget, each once; of equally accurate ones the cheapest."""
+    order = np.lexsort((costs, -accuracy))
+    inside = costs[order][None] <= budgets[:, None]
+    return np.unique(order[inside.argmax(axis=1)[inside.any(axis=1)]])

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, WeightBytes
+from onceforall.cost.latency import LatencyTable
+from onceforall.cost.model import Constraint, CostModel
+from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
+from onceforall.layers import LayerSpec
+from onceforall.search.limits import Limits
+from onceforall.space import Rows, SearchSpace
+from onceforall.testing import members
+
+
+class Learned(CostModel):
+    """Neither a sum nor a peak: MACs to some power, dearer with small kernels, so the smallest is not the cheapest."""
+
+    name, unit = "learned latency", "ms"
+
+    def cost(self, layers: object) -> float:
+        raise AssertionError("rows are priced at once")
+
+    def cost_rows(self, space: SearchSpace, rows: Rows) -> NDArray[np.float64]:
+        kernels = rows[:, space.slices[1]]
+        return np.asarray(1 + (rows[:, 1:] > 0).sum(axis=1) ** 0.7 + 2 * (kernels == 0).sum(axis=1), np.float64)
+
+
+class OnlySmallKernels(MACs):
+    """MACs, but large kernels cost nothing: at odds with a plain count."""
+
+    name: str = "odd MACs"
+
+    def layer_cost(self, layer: LayerSpec) -> float:
+        return 1e4 * (7 - getattr(layer, "kernel", 7)) + 1
+
+
+@pytest.fixture
+def few(tiny_space: SearchSpace) -> SearchSpace:
+    """The tiny space with so few choices that all of its networks can be looked at."""
+    return tiny_space.restrict(kernels=[3, 7], depths=[1, 2], expands=[3, 6])
+
+
+def test_constraints_that_can_only_be_met_one_by_one(few: SearchSpace) -> None:
+    models = MACs(), OnlySmallKernels(name="odd MACs")
+    costs = np.array([[m.cost(few.lower(a)) for m in models] for a in members(few)])
+    tight = [model.at_most(float(least)) for model, least in zip(models, costs.min(axis=0), strict=True)]
+    assert not (costs <= costs.min(axis=0)).all(axis=1).any()
+    for constraint in tight:
+        Limits(few, [constraint])
+    with pytest.raises(InfeasibleConstraint, match="cannot be met together") as caught:
+        Limits(few, tight)
+    needed = [model.cost(few.lower(caught.value.architecture)) for model in models]  # type: ignore[arg-type]
+    assert caught.value.smallest in needed
+
+
+def test_two_bounds_that_only_a_compromise_meets(tiny_space: SearchSpace) -> None:
+    """Neither cheapest network meets the other bound; one in between does, and is found."""
+    odd = OnlySmallKernels(name="odd MACs")
+    compromise = tiny_space.lower(tiny_space.uniform(2, 5, 3, 16))
+    limits = Limits(tiny_space, [MACs().at_most(MACs().cost(compromise)), odd.at_most(odd.cost(compromise))])
+    assert limits.met(limits.anchors[limits.resolutions]).all()
+    rows = limits.repair(
+        tiny_space.restrict(resolutions=[16]).sample_rows(50, np.random.default_rng(0)), np.random.default_rng(0)
+    )
+    assert limits.met(rows).all()
+
+
+def test_a_learned_cost_prices_rows_at_once_and_may_prefer_large_kernels(few: SearchSpace) -> None:
+    model = Learned()
+    everyone = few.to_rows(list(members(few)))
+    least = model.cost_rows(few, everyone).min()
+    assert least < model.cost_rows(few, few.to_rows([few.smallest()]))[0]
+    limits = Limits(few, [model.at_most(float(least))])
+    assert limits.met(limits.anchors[limits.resolutions]).all()
+    with pytest.raises(InfeasibleConstraint, match=r"learned latency <= .* cannot be met") as caught:
+        Limits(few, [model.at_most(0.99 * float(least))])
+    assert caught.value.smallest == pytest.approx(least)
+
+
+def test_the_smallest_value_comes_with_what_reaches_it(space: SearchSpace) -> None:
+    for model in (LatencyTable.synthetic(space), PeakActivationMemory(), WeightBytes()):
+        with pytest.raises(InfeasibleConstraint) as caught:
+            Limits(space, [model.at_most(1e-3)])
+        cost = model.cost(space.lower(caught.value.architecture))  # type: ignore[arg-type]
+        assert cost == pytest.approx(caught.value.smallest)
+        assert f"{cost:.4g} {model.unit} ({caught.value.architecture})" in str(caught.value)
+
+
+def test_units_are_checked() -> None:
+    assert MACs().at_most(5, "MACs") == Constraint(MACs(), 5)
+    with pytest.raises(InvalidConfiguration, match="latency <= 5 s: this cost is in ms"):
+        LatencyTable({}, {}).at_most(5, "s")
+    with pytest.raises(InvalidConfiguration, match="weights <= 1 KiB: this cost is in bytes"):
+        WeightBytes().at_most(1, "KiB")
+    assert WeightBytes().cost([]) == 0
+
+
+def test_weight_bytes_are_parameters_times_bytes(space: SearchSpace) -> None:
+    layers = space.lower(space.largest())
+    assert WeightBytes().cost(layers) == 4 * Parameters().cost(layers)
+    assert WeightBytes(bytes_per_element=1).cost(layers) == Parameters().cost(layers)
