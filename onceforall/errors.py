@@ -44,3 +44,7 @@ class UnwritableOutput(OFAError, OSError):
 
 class TrainingDiverged(OFAError, ArithmeticError):
     """The loss is no longer a number; the last checkpoint is untouched."""
+
+
+class MeasurementPending(OFAError, RuntimeError):
+    """A measurement is to be made on another machine; the message says what to carry there and back."""

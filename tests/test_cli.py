@@ -22,7 +22,7 @@ from onceforall.predict import labels as labels_module
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.space import SearchSpace
 
-COMMANDS = ("train", "finetune", "label", "import", "profile", "search", "specialize")
+COMMANDS = ("train", "finetune", "label", "import", "profile", "devices", "search", "specialize")
 
 
 @pytest.fixture

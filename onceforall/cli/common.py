@@ -41,7 +41,10 @@ Workers = Annotated[
     int | None, typer.Option(help="Processes that decode pictures.", show_default="one a core, 8 at most")
 ]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to OUT/tensorboard as well.")]
-Device = Annotated[str, typer.Option(help="Runtime to measure on: onnxruntime.")]
+Device = Annotated[
+    str, typer.Option(help="Runtime to measure on (`ofa devices` lists them); RUNTIME@FOLDER: on another machine.")
+]
+DevicePrecision = Annotated[str, typer.Option("--precision", help="Precision of the runtime: fp32, bf16, int8.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 

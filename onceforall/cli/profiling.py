@@ -1,4 +1,4 @@
-"""Commands about devices: profile."""
+"""Commands about devices: devices, profile."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from onceforall.cli.common import Device, Model, Seed, Threads, app, console, load_model
+from onceforall import devices as runtimes
+from onceforall.cli.common import Device, DevicePrecision, Model, Seed, Threads, app, console, load_model
 from onceforall.cost.profile import profile as run_profile
-from onceforall.devices import by_name
 from onceforall.report.progress import Steps
+
+
+@app.command()
+def devices() -> None:
+    """List the runtimes that work on this machine, and what to install for the others."""
+    from onceforall.report import tables
+
+    Console().print(tables.devices(runtimes.status()))
 
 
 @app.command()
@@ -19,12 +28,14 @@ def profile(
     model: Model = "cifar10",
     device: Device = "onnxruntime",
     threads: Threads = 1,
+    precision: DevicePrecision = "fp32",
     seed: Seed = 0,
 ) -> None:
     """Time every layer of a space on this machine -> a latency table that has judged itself on whole networks."""
+    target = runtimes.by_name(device, threads, precision)
     space = load_model(model, labels=False).supernet.space
     with Steps(console) as report:
-        table = run_profile(space, by_name(device, threads), seed=seed, report=report)
+        table = run_profile(space, target, seed=seed, report=report)
     table.save(out)
     found = table.validation
     assert found is not None

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from onceforall.devices.measure import describe_machine, random_images
 from onceforall.devices.timing import Turn, Turns, time_turns
 from onceforall.errors import InvalidConfiguration
 
 Images = NDArray[np.float32]
 Shape = tuple[int, ...]
 Files = Mapping[str, bytes]  # what a runtime loads, by suffix: {".onnx": ...}, {".xml": ..., ".bin": ...}
+
+CALIBRATING = 32  # random inputs that set the ranges of a quantised network where no images are given
 
 
 class Session(ABC):
@@ -31,7 +36,7 @@ class Session(ABC):
 
     @abstractmethod
     def output(self) -> Images:
-        """The output of the last run: logits [n, classes], or a layer's feature map."""
+        """The output of the last run: logits [n, classes], or a layer's feature map. It is the caller's to keep."""
 
     def __call__(self, images: Images) -> Images:
         self.feed(images)
@@ -40,10 +45,16 @@ class Session(ABC):
 
 
 class Device(ABC):
-    """A runtime on this machine (or another) with a number of threads and a precision."""
+    """A runtime on this machine (or another) with a number of threads and a precision.
+
+    Raises InvalidConfiguration where the settings are not possible here or the runtime is not installed.
+    """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""  # what it is, in a few words
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
+    packages: ClassVar[tuple[str, ...]] = ()  # distributions that it needs beyond torch
+    extra: ClassVar[str | None] = None  # of onceforall, which installs them
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         if threads < 1:
@@ -63,7 +74,8 @@ class Device(ABC):
         """The files that the runtime loads for a network: a module in evaluation mode, or the bytes of an ONNX model.
 
         `calibration` [n, channels, height, width] sets the ranges of a quantised network; without it
-        they come from random inputs, which is enough to time it.
+        they come from random inputs, which is enough to time it. Raises InvalidConfiguration where the
+        runtime cannot take such a network or input.
         """
 
     @abstractmethod
@@ -96,7 +108,46 @@ class Device(ABC):
         report("preparing", len(networks), len(networks))
         return time_turns(runs, turns, done=done, keep=keep, report=lambda count, total: report("timing", count, total))
 
+    def described(self, runtime: str, **settings: object) -> dict[str, Any]:
+        """A description of this device on this machine; `runtime` names the runtime and its version."""
+        return {
+            "name": self.name,
+            "runtime": runtime,
+            **settings,
+            "threads": self.threads,
+            "precision": self.precision,
+            **describe_machine(),
+        }
 
-def random_images(shape: Shape, seed: int = 0) -> Images:
-    """Standard normal numbers."""
-    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+    def calibration_inputs(self, calibration: Images | None, input_shape: Shape) -> Iterator[Images]:
+        """Inputs of exactly `input_shape` that set ranges: the images in turn, the first ones again to fill the last.
+
+        Random numbers where there are no images. Raises InvalidConfiguration where they do not fit.
+        """
+        batch, *image = input_shape
+        if calibration is None:
+            calibration = random_images((CALIBRATING, *image))
+        if calibration.ndim != 4 or list(calibration.shape[1:]) != image or not len(calibration):
+            raise InvalidConfiguration(
+                f"calibration images of shape {list(calibration.shape)}: the network takes {['n', *image]}, n from 1"
+            )
+        count = -(-len(calibration) // batch) * batch
+        images = calibration[np.arange(count) % len(calibration)]
+        return iter(images.astype(np.float32, copy=False).reshape(-1, *input_shape))
+
+    def needs_module(self, network: nn.Module | bytes) -> nn.Module:
+        """The module, for runtimes that do not convert from ONNX. Raises InvalidConfiguration."""
+        if isinstance(network, bytes):
+            raise InvalidConfiguration(f"{self.name} converts torch modules: an ONNX model cannot be given")
+        return network.eval()
+
+    def needs(self, package: str) -> Any:
+        """An optional package, imported now. Raises InvalidConfiguration that says how to install it."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what packages have to say about themselves
+                return importlib.import_module(package)
+        except ImportError as error:
+            raise InvalidConfiguration(
+                f"{self.name} needs {package} ({error}): pip install 'onceforall[{self.extra}]'"
+            ) from error

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 OPSET = 17
+INPUT = "image"
+OUTPUT = "logits"
 
 
 def to_onnx(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
@@ -24,8 +26,8 @@ def to_onnx(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
             network.eval(),
             (torch.zeros(input_shape),),
             buffer,  # type: ignore[arg-type]
-            input_names=["image"],
-            output_names=["logits"],
+            input_names=[INPUT],
+            output_names=[OUTPUT],
             opset_version=OPSET,
             dynamo=False,
         )

@@ -1,60 +1,72 @@
-"""ONNX Runtime on this machine's processor."""
+"""ONNX Runtime on this machine's processor: fp32, and int8 after static quantisation."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from onceforall.devices import measure
 from onceforall.devices.device import Device, Files, Images, Session, Shape
-from onceforall.devices.machine import describe_machine
-from onceforall.devices.onnx import as_onnx
+from onceforall.devices.onnx import INPUT, as_onnx
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
+onnxruntime.set_default_logger_severity(3)  # the quantiser's own sessions warn about what it leaves behind
 
-class OnnxRuntimeSession(Session):
+
+class OnnxRuntimeSession(measure.OnnxRuntime, Session):
     """An ONNX model in a session of the CPU provider."""
-
-    def __init__(self, model: bytes, threads: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self._name = self._session.get_inputs()[0].name
-        self._output: list[Images] = []
-
-    def feed(self, images: Images) -> None:
-        self._feed = {self._name: images}
-
-    def run(self) -> None:
-        self._output = self._session.run(None, self._feed)
-
-    def output(self) -> Images:
-        return self._output[0]
 
 
 class OnnxRuntimeDevice(Device):
     """ONNX Runtime's CPU provider with a fixed number of threads."""
 
     name = "onnxruntime"
+    title = "ONNX Runtime, this machine's processor"
+    precisions = ("fp32", "int8")
+    packages = ("onnxruntime",)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "runtime": f"onnxruntime {onnxruntime.__version__}",
-            "provider": "CPUExecutionProvider",
-            "threads": self.threads,
-            "precision": self.precision,
-            **describe_machine(),
-        }
+        return self.described(f"onnxruntime {onnxruntime.__version__}", provider="CPUExecutionProvider")
 
     def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
-        return {".onnx": as_onnx(network, input_shape)}
+        model = as_onnx(network, input_shape)
+        if self.precision == "int8":
+            model = quantise(model, self.calibration_inputs(calibration, input_shape))
+        return {".onnx": model}
 
     def load(self, files: Files, input_shape: Shape) -> Session:
         return OnnxRuntimeSession(files[".onnx"], self.threads)
+
+
+def quantise(model: bytes, inputs: Iterator[Images]) -> bytes:
+    """An ONNX model with int8 weights, one scale a channel, and uint8 activations whose ranges `inputs` set (QDQ)."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Images] | None:
+            images = next(inputs, None)
+            return None if images is None else {INPUT: images}
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain, prepared, quantised = (Path(folder, f"{name}.onnx") for name in ("plain", "prepared", "quantised"))
+        plain.write_bytes(model)
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)  # shapes are fixed: nothing symbolic to infer
+        quantize_static(
+            prepared,
+            quantised,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return quantised.read_bytes()

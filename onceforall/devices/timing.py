@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onceforall.cost.latency import Timing
+from onceforall.devices.measure import orders, time_turn
 from onceforall.errors import InvalidConfiguration
 
 Run = Callable[[], object]
@@ -49,27 +49,15 @@ def time_turns(
     """
     result = list(done)
     total = turns.count * len(runs)
-    for number in range(len(done), turns.count):
-        turn = np.empty(len(runs))
-        order = np.random.default_rng([turns.seed, number]).permutation(len(runs)).tolist()
-        for place, index in enumerate(order, 1):
-            turn[index] = 1e3 * burst(runs[index], turns.burst_seconds)
-            report(number * len(runs) + place, total)
-        result.append(turn)
-        keep(turn)
+    for number, order in enumerate(orders(len(runs), turns.count, turns.seed)):
+        if number >= len(done):
+            before = number * len(runs)
+            turn = np.array(
+                time_turn(runs, order, turns.burst_seconds, lambda place, before=before: report(before + place, total))
+            )
+            result.append(turn)
+            keep(turn)
     return np.stack(result, axis=1)
-
-
-def burst(run: Run, seconds: float) -> float:
-    """Median seconds of consecutive runs: at least three, after two that warm up."""
-    run()
-    run()
-    samples: list[float] = []
-    end = time.perf_counter() + seconds
-    while (now := time.perf_counter()) < end or len(samples) < 3:
-        run()
-        samples.append(time.perf_counter() - now)
-    return float(np.median(samples))
 
 
 def summarise(turns: Turn) -> Timing:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from rich.markup import escape
 from rich.table import Table
 
 from onceforall.deploy.manifest import Specialization
+from onceforall.devices import Status
 
 
 def networks(result: Specialization) -> Table:
@@ -47,3 +51,22 @@ def quality(result: Specialization) -> str:
             f"noise of the measurement itself {validation.noise:.1f} %."
         )
     return "\n".join(lines)
+
+
+def devices(found: Sequence[Status]) -> Table:
+    """One row a device: what it is, the precisions that work here and those that do not, what is installed or amiss."""
+    table = Table(title="Devices on this machine", show_lines=True)
+    for header in ("name", "what it is", "works", "does not", "installed"):
+        table.add_column(header, no_wrap=header == "name")
+    for device in found:
+        broken = [precision for precision in device.precisions if precision not in device.working]
+        notes = [", ".join(device.versions), device.problem]
+        table.add_row(
+            device.name,
+            device.title,
+            ", ".join(device.working),
+            ", ".join(broken),
+            escape("\n".join(note for note in notes if note)),
+            style=None if device.working else "dim",
+        )
+    return table

@@ -1,0 +1,204 @@
+"""How networks are timed, and a script that does it alone on another machine.
+
+    python measure.py        # in the folder of a plan: plan.json and the networks beside this file
+
+It needs Python 3.8 or newer, numpy, and the plan's runtime (onnxruntime, or ai-edge-litert or tflite-runtime);
+nothing else of onceforall. It writes results.json, whole after every turn: stopped at any time, the same command
+goes on with the next turn. onceforall times with the same functions: what a plan brings back is what `timing`
+would have measured there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+PLAN_FORMAT = "onceforall.plan/1"
+RESULTS_FORMAT = "onceforall.results/1"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable, Dict, List, Sequence
+
+
+def orders(networks: int, turns: int, seed: int) -> List[List[int]]:
+    """In which order the networks take their bursts, one permutation a turn."""
+    return [np.random.default_rng([seed, turn]).permutation(networks).tolist() for turn in range(turns)]
+
+
+def burst(run: Callable[[], object], seconds: float) -> float:
+    """Median seconds of consecutive runs: at least three, after two that warm up."""
+    run()
+    run()
+    samples = []  # type: List[float]
+    end = time.perf_counter() + seconds
+    while True:
+        began = time.perf_counter()
+        if began >= end and len(samples) >= 3:
+            return float(np.median(samples))
+        run()
+        samples.append(time.perf_counter() - began)
+
+
+def time_turn(
+    runs: Sequence[Callable[[], object]],
+    order: Sequence[int],
+    seconds: float,
+    report: Callable[[int], None] = lambda bursts: None,
+) -> List[float]:
+    """Milliseconds of each run in one turn: one burst each, in the given order. `report` receives bursts done."""
+    turn = [0.0] * len(runs)
+    for place, index in enumerate(order, 1):
+        turn[index] = 1e3 * burst(runs[index], seconds)
+        report(place)
+    return turn
+
+
+def random_images(shape: Sequence[int], seed: int = 0) -> Any:
+    """Standard normal numbers, float32."""
+    return np.random.default_rng(seed).standard_normal(tuple(shape), np.float32)
+
+
+def describe_machine() -> Dict[str, Any]:
+    """Processor, cores, architecture, system; the frequency governor where the system tells it."""
+    known = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+    }
+    with contextlib.suppress(OSError):  # virtual machines and other systems do not say
+        known["governor"] = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").read_text().strip()
+    return known
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        for name in ("model name", "Hardware", "Model"):  # x86; then what ARM systems may say
+            for line in lines:
+                if line.startswith(name):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+class OnnxRuntime:
+    """An ONNX model in a session of ONNX Runtime's CPU provider: feed, run, output."""
+
+    suffix = ".onnx"
+
+    def __init__(self, model: bytes, threads: int) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        import onnxruntime
+
+        self.runtime = "onnxruntime " + onnxruntime.__version__
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._name = self._session.get_inputs()[0].name
+        self._outputs = []  # type: List[Any]
+
+    def feed(self, images: Any) -> None:
+        self._feed = {self._name: images}
+
+    def run(self) -> None:
+        self._outputs = self._session.run(None, self._feed)
+
+    def output(self) -> Any:
+        return self._outputs[0]
+
+
+class LiteRt:
+    """A .tflite model in LiteRT's interpreter with its XNNPACK delegate: feed, run, output.
+
+    Feature maps are [n, c, h, w] outside and [n, h, w, c] inside: feeding and reading transpose, runs do not.
+    """
+
+    suffix = ".tflite"
+
+    def __init__(self, model: bytes, threads: int) -> None:
+        interpreter, self.runtime = _litert()
+        self._model = model  # the interpreter keeps no copy
+        self._interpreter = interpreter(model_content=model, num_threads=threads)
+        self._interpreter.allocate_tensors()
+        self._input = self._interpreter.get_input_details()[0]
+        self._result = self._interpreter.get_output_details()[0]
+
+    def feed(self, images: Any) -> None:
+        self._interpreter.set_tensor(self._input["index"], np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
+
+    def run(self) -> None:
+        self._interpreter.invoke()
+
+    def output(self) -> Any:
+        result = self._interpreter.get_tensor(self._result["index"])
+        return result.transpose(0, 3, 1, 2) if result.ndim == 4 else result
+
+
+def _litert() -> Any:
+    """LiteRT's interpreter, and what it is."""
+    try:
+        import ai_edge_litert
+        from ai_edge_litert.interpreter import Interpreter
+
+        return Interpreter, "litert " + ai_edge_litert.__version__
+    except ImportError:
+        import tflite_runtime
+        from tflite_runtime.interpreter import Interpreter
+
+        return Interpreter, "tflite " + tflite_runtime.__version__
+
+
+RUNTIMES = {"onnxruntime": OnnxRuntime, "litert": LiteRt}
+
+
+def measure(folder: Path, say: Callable[[str], None] = print) -> None:
+    """Time the plan of a folder, or what is left of it. Raises ValueError where its files are not the plan's."""
+    plan = json.loads((folder / "plan.json").read_text())
+    if plan.get("format") != PLAN_FORMAT:
+        raise ValueError(f"plan.json has the format {plan.get('format')!r}: this script reads {PLAN_FORMAT!r}")
+    sessions = []
+    for number, network in enumerate(plan["networks"], 1):
+        model = (folder / network["file"]).read_bytes()
+        if hashlib.sha256(model).hexdigest() != network["sha256"]:
+            raise ValueError(f"{network['file']} is not the plan's: copy the folder again")
+        session = RUNTIMES[plan["runtime"]](model, plan["threads"])
+        session.feed(random_images(network["shape"]))
+        session.run()
+        if not np.isfinite(session.output()).all():
+            raise ValueError(f"{network['file']}: the output is not finite; this runtime computes something else")
+        sessions.append(session)
+        say(f"loaded {number} of {len(plan['networks'])}")
+    machine = {"runtime": sessions[0].runtime, **describe_machine()}
+    results = {"format": RESULTS_FORMAT, "plan": plan["digest"], "machine": machine, "turns": []}
+    path = folder / "results.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if any(found.get(key) != results[key] for key in ("format", "plan", "machine")):
+            raise ValueError("results.json is of another plan or another machine: move it away")
+        results = found
+    order = orders(len(sessions), plan["turns"], plan["seed"])
+    for number in range(len(results["turns"]), plan["turns"]):
+        runs = [session.run for session in sessions]
+        results["turns"].append(time_turn(runs, order[number], plan["burst_seconds"]))
+        temporary = folder / "results.json.part"
+        temporary.write_text(json.dumps(results))
+        os.replace(str(temporary), str(path))
+        say(f"turn {number + 1} of {plan['turns']}")
+    say(f"complete: carry {path} back")
+
+
+if __name__ == "__main__":
+    try:
+        measure(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent)
+    except (ValueError, OSError, ImportError) as problem:
+        sys.exit(f"measure.py: {problem}")

@@ -1,0 +1,106 @@
+"""Devices by name: ours, and those that others register."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from onceforall.devices.device import Device
+from onceforall.errors import InvalidConfiguration
+
+Factory = Callable[[int, str], Device]  # of threads and precision
+
+# Modules are imported when a device of theirs is asked for, and import the runtime's package when one is made.
+_OURS = {
+    "onnxruntime": "onnxruntime:OnnxRuntimeDevice",
+    "torch": "torch:TorchDevice",
+    "torch-compiled": "torch:CompiledTorchDevice",
+    "torch-cuda": "torch:CudaTorchDevice",
+    "torch-cuda-compiled": "torch:CompiledCudaTorchDevice",
+    "openvino": "openvino:OpenVinoDevice",
+    "ncnn": "ncnn:NcnnDevice",
+    "litert": "litert:LiteRtDevice",
+    "executorch": "executorch:ExecuTorchDevice",
+}
+NAMES = tuple(_OURS)
+
+_factories: dict[str, Factory] = {}
+
+
+def register(name: str, factory: Factory) -> None:
+    """Make a device known to `by_name` and the command line: a Device class, or anything that makes one.
+
+    Raises InvalidConfiguration where the name is taken or cannot be one.
+    """
+    if not name or "@" in name or name in names():
+        raise InvalidConfiguration(f"device {name!r}: expected a name without '@' beside {', '.join(names())}")
+    _factories[name] = factory
+
+
+def names() -> tuple[str, ...]:
+    """Every known device: ours, then the registered ones."""
+    return NAMES + tuple(_factories)
+
+
+def by_name(name: str, threads: int = 1, precision: str = "fp32") -> Device:
+    """The device called `name`, or `name@FOLDER`: that runtime on another machine, by a plan in the folder.
+
+    Raises InvalidConfiguration where it is not known, not installed or not possible with these settings.
+    """
+    runtime, remote, folder = name.partition("@")
+    if remote:
+        from onceforall.devices.remote import RemoteDevice
+
+        return RemoteDevice(folder, runtime, threads, precision)
+    return factory(name)(threads, precision)
+
+
+def factory(name: str) -> Factory:
+    """What makes the device called `name`. Raises InvalidConfiguration."""
+    if name in _factories:
+        return _factories[name]
+    if name not in _OURS:
+        raise InvalidConfiguration(
+            f"device {name!r}: choices are {', '.join(names())}, and RUNTIME@FOLDER to measure elsewhere"
+        )
+    module, kind = _OURS[name].split(":")
+    found: Factory = getattr(importlib.import_module(f"onceforall.devices.{module}"), kind)
+    return found
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known of a device on this machine; `problem` says why it or a precision does not work."""
+
+    name: str
+    title: str
+    precisions: tuple[str, ...]  # all that it has
+    working: tuple[str, ...]  # those that work here
+    versions: tuple[str, ...]  # of its packages that are installed
+    problem: str = ""
+
+
+def status() -> list[Status]:
+    """Every known device, tried on this machine in each precision."""
+    return [_status(name) for name in names()]
+
+
+def _status(name: str) -> Status:
+    make = factory(name)
+    kind = make if isinstance(make, type) and issubclass(make, Device) else type(make(1, "fp32"))
+    problems: dict[str, str] = {}  # by precision
+    for precision in kind.precisions:
+        try:
+            make(1, precision)
+        except InvalidConfiguration as error:
+            problems[precision] = str(error)
+    working = tuple(precision for precision in kind.precisions if precision not in problems)
+    versions = []
+    for package in kind.packages:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Status(name, kind.title, kind.precisions, working, tuple(versions), next(iter(problems.values()), ""))

@@ -1,0 +1,132 @@
+"""torch itself: exported programs, run as they are or compiled, on the processor or a CUDA device."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from onceforall.devices.device import Device, Files, Images, Session, Shape
+from onceforall.errors import InvalidConfiguration
+from onceforall.nn.subnet import channels_last
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[None]:
+    """torch with this number of threads; the number belongs to the whole process, so it is put back."""
+    before = torch.get_num_threads()
+    if before != threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if before != threads:
+            torch.set_num_threads(before)
+
+
+class TorchSession(Session):
+    """A module on a device, with its input in channels_last."""
+
+    def __init__(self, module: Any, precision: str, target: str, threads: int, input_shape: Shape) -> None:
+        self._module, self._dtype, self._target, self._threads = module, DTYPES[precision], target, threads
+        self.feed(torch.zeros(input_shape).numpy())
+        for _ in range(2):  # compiles where it is to be compiled
+            self.run()
+
+    def feed(self, images: Images) -> None:
+        tensor = torch.from_numpy(images).to(self._target, self._dtype)
+        self._input = tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+    def run(self) -> None:
+        with pinned(self._threads), torch.no_grad():
+            self._output: Tensor = self._module(self._input)
+        if self._target != "cpu":
+            torch.cuda.synchronize(self._target)
+
+    def output(self) -> Images:
+        result: Images = self._output.detach().cpu().float().contiguous().numpy()
+        return result.copy()
+
+
+class TorchDevice(Device):
+    """Exported programs (.pt2) on the processor, operation by operation; weights and images in channels_last."""
+
+    name = "torch"
+    title = "torch, eager, this machine's processor"
+    precisions = tuple(DTYPES)
+    packages = ("torch",)
+    compiled: ClassVar[bool] = False
+    target: ClassVar[str] = "cpu"
+
+    def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
+        super().__init__(threads, precision)
+        if self.target == "cuda" and not torch.cuda.is_available():
+            raise InvalidConfiguration(f"{self.name} needs a CUDA device and a torch built for it: this one sees none")
+        if self.compiled:
+            _require_compiler(self.name)
+
+    def describe(self) -> dict[str, Any]:
+        gpu = {"gpu": torch.cuda.get_device_name()} if self.target == "cuda" else {}
+        mode = "compiled" if self.compiled else "eager"
+        return self.described(f"torch {torch.__version__}", mode=mode, target=self.target, **gpu)
+
+    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+        dtype = DTYPES[self.precision]
+        module = copy.deepcopy(self.needs_module(network)).to(dtype)
+        buffer = io.BytesIO()
+        with pinned(self.threads), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own internals
+            torch.export.save(torch.export.export(module, (torch.zeros(input_shape, dtype=dtype),)), buffer)
+        return {".pt2": buffer.getvalue()}
+
+    def load(self, files: Files, input_shape: Shape) -> Session:
+        with pinned(self.threads), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.load(io.BytesIO(files[".pt2"]))
+            if self.target != "cpu":
+                program = torch.export.passes.move_to_device_pass(program, self.target)
+            module: Any = channels_last(program.module())
+            if self.compiled:
+                module = torch.compile(module, options={"freezing": True})
+            return TorchSession(module, self.precision, self.target, self.threads, input_shape)
+
+
+class CompiledTorchDevice(TorchDevice):
+    """The same, compiled by torch's inductor with frozen weights: seconds a network."""
+
+    name = "torch-compiled"
+    title = "torch, compiled by inductor, this machine's processor"
+    compiled = True
+
+
+class CudaTorchDevice(TorchDevice):
+    """Exported programs on a CUDA device; a run ends when the device has finished."""
+
+    name = "torch-cuda"
+    title = "torch, eager, a CUDA device"
+    target = "cuda"
+
+
+class CompiledCudaTorchDevice(CudaTorchDevice):
+    """The same, compiled by torch's inductor with frozen weights."""
+
+    name = "torch-cuda-compiled"
+    title = "torch, compiled by inductor, a CUDA device"
+    compiled = True
+
+
+def _require_compiler(name: str) -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise InvalidConfiguration(f"{name} needs a C++ compiler, such as g++: torch finds none") from error

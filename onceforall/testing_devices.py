@@ -1,0 +1,210 @@
+"""Conformance suite of devices: what every runtime must do, ours and other people's.
+
+Subclass it in a test file and give it its fixture; pytest then runs every test of the suite:
+
+    class TestMyDevice(DeviceSuite):  # from onceforall.testing import DeviceSuite
+        @pytest.fixture(params=["fp32", "int8"])
+        def device(self, request):
+            return MyDevice(threads=1, precision=request.param)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from onceforall.devices.device import Device, Images, Shape
+from onceforall.devices.measure import random_images
+from onceforall.devices.timing import Turns
+from onceforall.errors import InvalidConfiguration
+from onceforall.layers import BottleneckSpec, ConvSpec, LayerSpec, LinearSpec, MaxPoolSpec, MBConvSpec, PoolSpec
+from onceforall.nn.subnet import build, fold_batch_norm, initialise
+from onceforall.testing import scramble
+
+# Each kind of block in its variants, on feature maps small enough for slow converters, some of an odd size.
+BLOCKS: tuple[LayerSpec, ...] = (
+    ConvSpec(12, 3, 8, 3, 2, "h_swish"),
+    ConvSpec(7, 8, 16, 1, 1, "relu", shortcut=False),
+    ConvSpec(1, 16, 24, 1, 1, "h_swish", batch_norm=False),
+    MBConvSpec(8, 8, 24, 8, 3, 1, "relu", 0, shortcut=True),
+    MBConvSpec(7, 8, 32, 16, 5, 2, "h_swish", 8, shortcut=False),
+    MBConvSpec(7, 8, 8, 16, 7, 1, "relu6", 0, shortcut=False, expanded=False),
+    BottleneckSpec(5, 16, 8, 24, 2, "relu", downsample=True),
+    BottleneckSpec(6, 16, 8, 16, 1, "relu", downsample=False),
+    MaxPoolSpec(9, 8, 3, 2),
+    PoolSpec(4, 16),
+    LinearSpec(24, 10),
+)
+MOBILE: tuple[LayerSpec, ...] = (
+    ConvSpec(16, 3, 8, 3, 2, "h_swish"),
+    MBConvSpec(8, 8, 24, 16, 5, 2, "relu", 0, shortcut=False),
+    MBConvSpec(4, 16, 64, 16, 3, 1, "h_swish", 16, shortcut=True),
+    ConvSpec(4, 16, 32, 1, 1, "h_swish"),
+    PoolSpec(4, 32),
+    LinearSpec(32, 10),
+)
+RESIDUAL: tuple[LayerSpec, ...] = (
+    ConvSpec(18, 3, 16, 3, 2, "relu"),
+    MaxPoolSpec(9, 16, 3, 2),
+    BottleneckSpec(5, 16, 8, 24, 2, "relu", downsample=True),
+    BottleneckSpec(3, 24, 8, 24, 1, "relu", downsample=False),
+    PoolSpec(3, 24),
+    LinearSpec(24, 10),
+)
+LARGE: tuple[LayerSpec, ...] = (ConvSpec(48, 3, 64, 3, 1, "relu"), ConvSpec(48, 64, 64, 3, 1, "relu"))
+EMPTY = (nn.Identity(), (1, 8, 1, 1))
+
+
+class DeviceSuite:
+    """What every device must do. A subclass provides the fixture `device`.
+
+    `batches`: a runtime of single images says (1,). `reproducible`: whether a network converted twice gives
+    the same bytes. `tolerance`, by precision: the largest difference to torch, relative to the largest
+    output; a precision without one, such as int8, must correlate with torch instead.
+    """
+
+    batches: ClassVar[tuple[int, ...]] = (1, 4)
+    reproducible: ClassVar[bool] = True
+    tolerance: ClassVar[dict[str, float]] = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
+    correlation: ClassVar[float] = 0.97
+
+    def test_it_says_what_it_is_in_the_text_of_json(self, device: Device) -> None:
+        found = device.describe()
+        assert json.loads(json.dumps(found)) == found, f"{found} is not the same after a round trip through JSON"
+        for key in ("name", "runtime", "threads", "precision", "processor"):
+            assert found.get(key), f"the description says no {key}"
+        assert (found["threads"], found["precision"]) == (device.threads, device.precision), f"it says {found}"
+
+    def test_impossible_settings_are_refused_by_name(self, device: Device) -> None:
+        for threads, precision, text in ((0, device.precision, "threads 0"), (1, "fp3", "precision 'fp3'")):
+            try:
+                self.another(device, threads, precision)
+            except InvalidConfiguration as error:
+                assert text in str(error), f"expected InvalidConfiguration: ... {text} ...; found {error}"
+            else:
+                raise AssertionError(f"{text} was not refused")
+
+    def another(self, device: Device, threads: int, precision: str) -> Device:
+        """A device like this one with other settings."""
+        return type(device)(threads, precision)
+
+    def test_blocks_compute_what_torch_computes(self, device: Device) -> None:
+        for number, spec in enumerate(BLOCKS):
+            self._assert_parity(device, [spec], str(spec), seed=number)
+
+    def test_networks_compute_what_torch_computes(self, device: Device) -> None:
+        self._assert_parity(device, MOBILE, "a MobileNet")
+        self._assert_parity(device, RESIDUAL, "a residual network")
+
+    def test_batches_are_computed_image_by_image(self, device: Device) -> None:
+        for batch in self.batches:
+            network, shape = _network(MOBILE, batch)
+            images = _images(shape)
+            found = device.load(device.convert(network, shape, images), shape)(images)
+            assert found.shape == (batch, 10), f"{batch} images gave an output of shape {found.shape}"
+            self._assert_close(device, found, _torch(network, images), f"a batch of {batch}")
+
+    def test_runs_repeat_and_sessions_do_not_disturb_each_other(self, device: Device) -> None:
+        (network, shape), (other, other_shape) = _network(MOBILE), _network(RESIDUAL)
+        first, second = _images(shape), _images(shape, seed=1)
+        files = device.convert(network, shape, first)
+        session, twin = device.load(files, shape), device.load(files, shape)
+        stranger = device.prepare(other, other_shape)
+        expected = session(first)
+        kept = expected.copy()
+        twin(second)
+        stranger.run()
+        assert np.array_equal(expected, kept), "an output changed when other sessions ran"
+        session.run()
+        assert np.array_equal(session.output(), kept), "the same input gave another output"
+        assert np.array_equal(twin(first), kept), "the same files, loaded twice, gave different outputs"
+        assert not np.array_equal(session(second), kept), "another input gave the same output"
+
+    def test_a_network_is_converted_to_the_same_bytes(self, device: Device) -> None:
+        network, shape = _network(MOBILE)
+        images = _images(shape)
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        files = device.convert(network, shape, images)
+        assert files, "conversion gave no files"
+        assert all(suffix.startswith(".") and content for suffix, content in files.items()), "a file is empty"
+        after = network.state_dict()
+        assert before.keys() == after.keys(), "conversion changed the network"
+        assert all(torch.equal(before[name], after[name]) for name in before), "conversion changed the weights"
+        if self.reproducible:
+            again = device.convert(network, shape, images)
+            different = [suffix for suffix in files if files[suffix] != again.get(suffix)]
+            assert not different, f"converted again, {', '.join(different)} has other bytes"
+
+    def test_calibration_images_must_fit(self, device: Device) -> None:
+        """Where the precision takes any: those of other sizes and none at all are refused."""
+        if device.precision in self.tolerance:
+            return
+        network, shape = _network(MOBILE)
+        for wrong in ((4, 3, 20, 20), (4, 1, *shape[2:]), (0, *shape[1:]), shape[1:]):
+            try:
+                device.convert(network, shape, np.zeros(wrong, np.float32))
+            except InvalidConfiguration as error:
+                assert str(list(wrong)) in str(error), f"the error does not say {list(wrong)}: {error}"
+            else:
+                raise AssertionError(f"calibration images of shape {list(wrong)} were not refused")
+
+    def test_times_are_positive_and_a_measurement_goes_on(self, device: Device) -> None:
+        networks = [EMPTY, _network(MOBILE)]
+        kept: list[np.ndarray] = []
+        turns = Turns(3, 0.0)
+        done = [np.array([123.0, 456.0])]
+        found = device.time(networks, turns, done=done, keep=kept.append)
+        assert found.shape == (2, 3), f"two networks, three turns: shape {found.shape}"
+        assert np.isfinite(found).all(), f"times are {found}"
+        assert (found > 0).all(), f"times are {found}"
+        assert found[:, 0].tolist() == [123.0, 456.0], "the turn that was done was measured again"
+        assert np.array_equal(np.stack(kept, axis=1), found[:, 1:]), "new turns were not kept"
+
+    def test_a_large_network_takes_longer_than_an_empty_one(self, device: Device) -> None:
+        found = device.time([EMPTY, _network(LARGE)], Turns(3, 0.002))
+        empty, large = found.min(axis=1)
+        assert empty < large, f"an empty network takes {empty} ms, one of {86 * 10**6} MACs {large} ms"
+
+    def _assert_parity(self, device: Device, specs: Sequence[LayerSpec], what: str, seed: int = 0) -> None:
+        network, shape = _network(specs, seed=seed)
+        images = _images((16, *shape[1:]))
+        session = device.load(device.convert(network, shape, images), shape)
+        found = np.concatenate([session(image[None]).copy() for image in images])
+        self._assert_close(device, found, _torch(network, images), what)
+
+    def _assert_close(self, device: Device, found: Images, expected: Images, what: str) -> None:
+        assert found.shape == expected.shape, f"{what}: an output of shape {found.shape}, torch {expected.shape}"
+        assert found.dtype == np.float32, f"{what}: an output of {found.dtype}"
+        allowed = self.tolerance.get(device.precision)
+        if allowed is not None:
+            error = float(np.abs(found - expected).max() / np.abs(expected).max())
+            assert error <= allowed, f"{what}: outputs differ from torch's by {error:.2g} of the largest"
+        else:
+            agreement = float(np.corrcoef(found.ravel(), expected.ravel())[0, 1])
+            assert agreement >= self.correlation, f"{what}: correlation with torch's outputs {agreement:.4f}"
+
+
+def _network(specs: Sequence[LayerSpec], batch: int = 1, seed: int = 0) -> tuple[nn.Sequential, Shape]:
+    """A network with random weights, batch norm folded, and its input shape."""
+    network = build(specs)
+    initialise(network, torch.Generator().manual_seed(seed))
+    scramble(network, seed)
+    return fold_batch_norm(network), (batch, specs[0].in_channels, specs[0].in_size, specs[0].in_size)
+
+
+def _images(shape: Shape, seed: int = 0) -> Images:
+    """Random inputs, each image of its own brightness so that outputs differ."""
+    images = random_images(shape, seed)
+    images += random_images((len(images), 1, 1, 1), seed + 1)
+    return images
+
+
+def _torch(network: nn.Module, images: Images) -> Images:
+    with torch.inference_mode():
+        result: Images = network(torch.from_numpy(images)).numpy()
+        return result

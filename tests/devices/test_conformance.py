@@ -1,0 +1,209 @@
+"""The runtimes that are installed, each precision, under the suite that we ship; and mistakes that it must find."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from onceforall import devices
+from onceforall.devices.device import Device, Files, Images, Session, Shape
+from onceforall.devices.onnxruntime import OnnxRuntimeDevice
+from onceforall.devices.timing import Turns
+from onceforall.errors import InvalidConfiguration
+from onceforall.testing_devices import DeviceSuite
+
+
+def installed(extra: str, *modules: str) -> pytest.MarkDecorator:
+    """Skips the tests of a runtime whose packages are absent."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs onceforall[{extra}]")
+
+
+def make(name: str, precision: str) -> Device:
+    """A device of one thread, or the test is skipped where this processor cannot do that."""
+    try:
+        return devices.by_name(name, 1, precision)
+    except InvalidConfiguration as error:
+        pytest.skip(str(error))
+
+
+class TestOnnxRuntime(DeviceSuite):
+    @pytest.fixture(params=["fp32", "int8"])
+    def device(self, request: pytest.FixtureRequest) -> Device:
+        return make("onnxruntime", request.param)
+
+
+class TestTorch(DeviceSuite):
+    @pytest.fixture(params=["fp32", "bf16"])
+    def device(self, request: pytest.FixtureRequest) -> Device:
+        return make("torch", request.param)
+
+
+class TestTorchCuda(DeviceSuite):
+    @pytest.fixture(params=["fp32", "bf16"])
+    def device(self, request: pytest.FixtureRequest) -> Device:
+        return make("torch-cuda", request.param)
+
+
+@installed("openvino", "openvino", "nncf")
+class TestOpenVino(DeviceSuite):
+    @pytest.fixture(params=["fp32", "bf16", "int8"])
+    def device(self, request: pytest.FixtureRequest) -> Device:
+        return make("openvino", request.param)
+
+
+@installed("ncnn", "ncnn", "pnnx")
+class TestNcnn(DeviceSuite):
+    batches = (1,)
+
+    @pytest.fixture(params=["fp32", "bf16"])
+    def device(self, request: pytest.FixtureRequest) -> Device:
+        return make("ncnn", request.param)
+
+
+@installed("litert", "ai_edge_litert", "litert_torch", "ai_edge_quantizer")
+class TestLiteRt(DeviceSuite):
+    @pytest.fixture(params=["fp32", "int8"])
+    def device(self, request: pytest.FixtureRequest) -> Device:
+        return make("litert", request.param)
+
+
+@installed("executorch", "executorch", "torchao")
+class TestExecuTorch(DeviceSuite):
+    @pytest.fixture(params=["fp32", "int8"])
+    def device(self, request: pytest.FixtureRequest) -> Device:
+        return make("executorch", request.param)
+
+
+def test_a_compiled_network_computes_what_torch_computes() -> None:
+    """The rest of the suite would compile for minutes."""
+    device = make("torch-compiled", "fp32")
+    DeviceSuite().test_batches_are_computed_image_by_image(device)
+
+
+# Mistakes
+
+
+class Wrapped(Session):
+    """Another session, to make mistakes with."""
+
+    def __init__(self, inner: Session) -> None:
+        self.inner = inner
+
+    def feed(self, images: Images) -> None:
+        self.inner.feed(images)
+
+    def run(self) -> None:
+        self.inner.run()
+
+    def output(self) -> Images:
+        return self.inner.output()
+
+
+class Doubled(Wrapped):
+    def output(self) -> Images:
+        return 2 * self.inner.output()
+
+
+class Noisy(Wrapped):
+    def output(self) -> Images:
+        result = self.inner.output()
+        return result * (1 + np.random.default_rng().uniform(0, 1e-5))
+
+
+class Deaf(Wrapped):
+    fed = False
+
+    def feed(self, images: Images) -> None:
+        if not self.fed:
+            self.inner.feed(images)
+        self.fed = True
+
+
+class Shared(Wrapped):
+    last: Any = None
+
+    def run(self) -> None:
+        self.inner.run()
+        if Shared.last is None or Shared.last.shape != self.inner.output().shape:
+            Shared.last = self.inner.output().copy()
+        Shared.last[:] = self.inner.output()
+
+    def output(self) -> Images:
+        return Shared.last
+
+
+class Mistaken(OnnxRuntimeDevice):
+    kind: type[Wrapped]
+
+    def load(self, files: Files, input_shape: Shape) -> Session:
+        return self.kind(super().load(files, input_shape))
+
+
+def with_session(kind: type[Wrapped]) -> Callable[[], Device]:
+    return type(kind.__name__, (Mistaken,), {"kind": kind})
+
+
+class SaysNoProcessor(OnnxRuntimeDevice):
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "processor": ""}
+
+
+class TakesAnything(OnnxRuntimeDevice):
+    def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
+        super().__init__()
+
+
+class ConvertsToNoise(OnnxRuntimeDevice):
+    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+        files = super().convert(network, input_shape, calibration)
+        return {**files, ".noise": np.random.default_rng().bytes(8)}
+
+
+class ChangesWeights(OnnxRuntimeDevice):
+    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+        files = super().convert(network, input_shape, calibration)
+        assert isinstance(network, nn.Module)
+        with torch.no_grad():
+            next(network.parameters()).add_(1)
+        return files
+
+
+class ForgetsTurns(OnnxRuntimeDevice):
+    def time(self, networks: Any, turns: Turns, **options: Any) -> Any:
+        return super().time(networks, turns, keep=options["keep"])
+
+
+@pytest.mark.parametrize(
+    ("device", "test", "message"),
+    [
+        (with_session(Doubled), "test_blocks_compute_what_torch_computes", "ConvSpec.* differ from torch's by 1 of"),
+        (with_session(Noisy), "test_runs_repeat_and_sessions_do_not_disturb_each_other", "the same input gave another"),
+        (with_session(Deaf), "test_runs_repeat_and_sessions_do_not_disturb_each_other", "gave the same output"),
+        (with_session(Shared), "test_runs_repeat_and_sessions_do_not_disturb_each_other", "an output changed when"),
+        (SaysNoProcessor, "test_it_says_what_it_is_in_the_text_of_json", "says no processor"),
+        (TakesAnything, "test_impossible_settings_are_refused_by_name", "threads 0 was not refused"),
+        (ConvertsToNoise, "test_a_network_is_converted_to_the_same_bytes", "converted again, .noise has other bytes"),
+        (ChangesWeights, "test_a_network_is_converted_to_the_same_bytes", "conversion changed the weights"),
+        (ForgetsTurns, "test_times_are_positive_and_a_measurement_goes_on", "was measured again"),
+    ],
+)  # fmt: skip
+def test_a_mistake_of_a_device_is_found(device: Callable[[], Device], test: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        getattr(DeviceSuite(), test)(device())
+
+
+class TakesAnyImages(OnnxRuntimeDevice):
+    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+        return super().convert(network, input_shape)
+
+
+def test_ignored_calibration_images_are_found() -> None:
+    with pytest.raises(AssertionError, match=r"calibration images of shape \[4, 3, 20, 20\] were not refused"):
+        DeviceSuite().test_calibration_images_must_fit(TakesAnyImages(precision="int8"))
