@@ -3,8 +3,8 @@
     python benchmarks/devices.py [--devices onnxruntime torch ...] [--turns 9]
 
 Every device of `ofa devices` in every precision that works here, one thread, batch 1: the smallest and the largest
-network of the small-images space at 32 px, and the smallest of the MobileNetV3 space at 224 px, random weights. Says for
-each the version, the largest difference of outputs to torch fp32 relative to the largest output (correlation for
+network of the small-images space at 32 px, and the smallest of the MobileNetV3 space at 224 px, random weights. Says
+for each the version, the largest difference of outputs to torch fp32 relative to the largest output (correlation for
 int8), seconds of conversion of the last network, and the latency in ms. Latencies of all devices are interleaved turn
 by turn, so they compare; on a machine that does other work they do nothing but compare.
 """

@@ -37,7 +37,6 @@ FLOORS = {
     "report": 10,
     "cli": 11,
     "testing": 11,
-    "testing_devices": 12,
 }
 
 TORCH_FREE = [

@@ -23,12 +23,13 @@ import numpy as np
 
 PLAN_FORMAT = "onceforall.plan/1"
 RESULTS_FORMAT = "onceforall.results/1"
-TYPE_CHECKING = False
+TYPE_CHECKING = False  # Python 3.8 knows none of these, and needs none
 if TYPE_CHECKING:
-    from typing import Any, Callable, Dict, List, Sequence
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 
-def orders(networks: int, turns: int, seed: int) -> List[List[int]]:
+def orders(networks: int, turns: int, seed: int) -> list[list[int]]:
     """In which order the networks take their bursts, one permutation a turn."""
     return [np.random.default_rng([seed, turn]).permutation(networks).tolist() for turn in range(turns)]
 
@@ -37,7 +38,7 @@ def burst(run: Callable[[], object], seconds: float) -> float:
     """Median seconds of consecutive runs: at least three, after two that warm up."""
     run()
     run()
-    samples = []  # type: List[float]
+    samples: list[float] = []
     end = time.perf_counter() + seconds
     while True:
         began = time.perf_counter()
@@ -52,7 +53,7 @@ def time_turn(
     order: Sequence[int],
     seconds: float,
     report: Callable[[int], None] = lambda bursts: None,
-) -> List[float]:
+) -> list[float]:
     """Milliseconds of each run in one turn: one burst each, in the given order. `report` receives bursts done."""
     turn = [0.0] * len(runs)
     for place, index in enumerate(order, 1):
@@ -66,7 +67,7 @@ def random_images(shape: Sequence[int], seed: int = 0) -> Any:
     return np.random.default_rng(seed).standard_normal(tuple(shape), np.float32)
 
 
-def describe_machine() -> Dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Processor, cores, architecture, system; the frequency governor where the system tells it."""
     known = {
         "processor": _processor(),
@@ -105,7 +106,7 @@ class OnnxRuntime:
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._name = self._session.get_inputs()[0].name
-        self._outputs = []  # type: List[Any]
+        self._outputs: list[Any] = []
 
     def feed(self, images: Any) -> None:
         self._feed = {self._name: images}
@@ -158,7 +159,7 @@ def _litert() -> Any:
         return Interpreter, "tflite " + tflite_runtime.__version__
 
 
-RUNTIMES = {"onnxruntime": OnnxRuntime, "litert": LiteRt}
+RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "litert": LiteRt}
 
 
 def measure(folder: Path, say: Callable[[str], None] = print) -> None:

@@ -89,7 +89,7 @@ def status() -> list[Status]:
 
 def _status(name: str) -> Status:
     make = factory(name)
-    kind = make if isinstance(make, type) and issubclass(make, Device) else type(make(1, "fp32"))
+    kind: type[Device] = make if isinstance(make, type) else type(make(1, "fp32"))
     problems: dict[str, str] = {}  # by precision
     for precision in kind.precisions:
         try:

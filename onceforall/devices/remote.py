@@ -159,10 +159,12 @@ def read_results(path: Path, plan: Mapping[str, Any]) -> tuple[dict[str, Any], l
         raise IncompatibleCheckpoint(f"{error}: copy results.json from the device again") from error
     if value.get("format") != measure.RESULTS_FORMAT or value.get("plan") != plan["digest"]:
         raise IncompatibleCheckpoint(
-            f"{path} has the format {value.get('format')!r} and is of plan {str(value.get('plan'))[:DIGEST]!r}: expected "
+            f"{path} has the format {value.get('format')!r}, plan {str(value.get('plan'))[:DIGEST]!r}: expected "
             f"{measure.RESULTS_FORMAT!r} and {plan['digest'][:DIGEST]!r}; bring back the results of this plan"
         )
-    machine, turns, count = value.get("machine"), value.get("turns"), len(plan["networks"])
+    machine: Any = value.get("machine")
+    turns: Any = value.get("turns")
+    count = len(plan["networks"])
     whole = (
         isinstance(machine, dict)
         and {"runtime", "processor"} <= machine.keys()

@@ -52,9 +52,11 @@ def time_turns(
     for number, order in enumerate(orders(len(runs), turns.count, turns.seed)):
         if number >= len(done):
             before = number * len(runs)
-            turn = np.array(
-                time_turn(runs, order, turns.burst_seconds, lambda place, before=before: report(before + place, total))
-            )
+
+            def tell(place: int, before: int = before) -> None:
+                report(before + place, total)
+
+            turn: Turn = np.array(time_turn(runs, order, turns.burst_seconds, tell))
             result.append(turn)
             keep(turn)
     return np.stack(result, axis=1)

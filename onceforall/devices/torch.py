@@ -92,7 +92,9 @@ class TorchDevice(Device):
             warnings.simplefilter("ignore")
             program = torch.export.load(io.BytesIO(files[".pt2"]))
             if self.target != "cpu":
-                program = torch.export.passes.move_to_device_pass(program, self.target)
+                from torch.export.passes import move_to_device_pass
+
+                program = move_to_device_pass(program, self.target)
             module: Any = channels_last(program.module())
             if self.compiled:
                 module = torch.compile(module, options={"freezing": True})

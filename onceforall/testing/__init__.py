@@ -1,4 +1,4 @@
-"""Conformance suites: what every search space, latency table and accuracy predictor must do, ours and other people's.
+"""Conformance suites for search spaces, latency tables, accuracy predictors and devices, ours and other people's.
 
 Subclass a suite in a test file and give it its fixtures; pytest then runs every test of the suite:
 
@@ -9,8 +9,17 @@ Subclass a suite in a test file and give it its fixtures; pytest then runs every
 """
 
 from onceforall.testing.common import members, scramble
+from onceforall.testing.devices import DeviceSuite
 from onceforall.testing.latency import LatencyTableSuite
 from onceforall.testing.predictors import AccuracyPredictorSuite, example_labels
 from onceforall.testing.spaces import SearchSpaceSuite
 
-__all__ = ["AccuracyPredictorSuite", "LatencyTableSuite", "SearchSpaceSuite", "example_labels", "members", "scramble"]
+__all__ = [
+    "AccuracyPredictorSuite",
+    "DeviceSuite",
+    "LatencyTableSuite",
+    "SearchSpaceSuite",
+    "example_labels",
+    "members",
+    "scramble",
+]

@@ -47,7 +47,7 @@ def test_names_that_are_taken_or_none_are_refused(name: str) -> None:
 
 
 def test_unknown_names_and_settings_are_refused() -> None:
-    with pytest.raises(InvalidConfiguration, match="choices are onnxruntime, torch.*RUNTIME@FOLDER"):
+    with pytest.raises(InvalidConfiguration, match=r"choices are onnxruntime, torch.*RUNTIME@FOLDER"):
         devices.by_name("abacus")
     with pytest.raises(InvalidConfiguration, match="threads 0"):
         devices.by_name("onnxruntime", 0)

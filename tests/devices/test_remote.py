@@ -76,7 +76,7 @@ def test_the_script_goes_on_with_the_next_turn(tmp_path: Path) -> None:
     results = read_json(folder / "results.json")
     first = results["turns"][:2]
     write_json(folder / "results.json", {**results, "turns": first})
-    with pytest.raises(IncompatibleCheckpoint, match="has 2 of 3 turns: run `python measure.py` again"):
+    with pytest.raises(IncompatibleCheckpoint, match=r"has 2 of 3 turns: run `python measure\.py` again"):
         RemoteDevice(tmp_path).time(networks(), TURNS)
     done = run_script(folder)
     assert "turn 3 of 3" in done.stdout
@@ -132,7 +132,10 @@ def test_a_structure_is_everything_but_the_weights() -> None:
     first, second = (structure(nn.Conv2d(3, 4, 3), SHAPE) for _ in range(2))
     assert first == second
     wider, strided = nn.Conv2d(3, 5, 3), nn.Conv2d(3, 4, 3, stride=2)
-    assert len({first, structure(wider, SHAPE), structure(strided, SHAPE), structure(nn.Conv2d(3, 4, 3), (2, 3, 6, 6))}) == 4
+    assert (
+        len({first, structure(wider, SHAPE), structure(strided, SHAPE), structure(nn.Conv2d(3, 4, 3), (2, 3, 6, 6))})
+        == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +155,12 @@ def test_damaged_and_foreign_results_are_refused(change: Any, message: str, tmp_
     folder = planned(tmp_path)
     plan = read_json(folder / "plan.json")
     machine = {"runtime": "onnxruntime 1.0", "processor": "a phone"}
-    good = {"format": measure.RESULTS_FORMAT, "plan": plan["digest"], "machine": machine, "turns": [[1.0, 2.0, 3.0]] * 3}
+    good = {
+        "format": measure.RESULTS_FORMAT,
+        "plan": plan["digest"],
+        "machine": machine,
+        "turns": [[1.0, 2.0, 3.0]] * 3,
+    }
     path = folder / "results.json"
     path.write_text(json.dumps(good))
     device = RemoteDevice(tmp_path)
@@ -179,7 +187,9 @@ def test_the_script_refuses_damaged_networks_and_foreign_results(tmp_path: Path)
 def test_the_script_is_python_3_8_and_needs_nothing_of_this_package() -> None:
     source = Path(measure.__file__).read_text()
     tree = ast.parse(source, feature_version=(3, 8))
-    imported = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported = {
+        alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
+    }
     imported |= {str(node.module).split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported - set(sys.stdlib_module_names) == {"numpy", "onnxruntime", "ai_edge_litert", "tflite_runtime"}
     outside = {node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)}

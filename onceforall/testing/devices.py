@@ -24,7 +24,7 @@ from onceforall.devices.timing import Turns
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import BottleneckSpec, ConvSpec, LayerSpec, LinearSpec, MaxPoolSpec, MBConvSpec, PoolSpec
 from onceforall.nn.subnet import build, fold_batch_norm, initialise
-from onceforall.testing import scramble
+from onceforall.testing.common import raises, scramble
 
 # Each kind of block in its variants, on feature maps small enough for slow converters, some of an odd size.
 BLOCKS: tuple[LayerSpec, ...] = (
@@ -82,12 +82,8 @@ class DeviceSuite:
 
     def test_impossible_settings_are_refused_by_name(self, device: Device) -> None:
         for threads, precision, text in ((0, device.precision, "threads 0"), (1, "fp3", "precision 'fp3'")):
-            try:
+            with raises(InvalidConfiguration, text):
                 self.another(device, threads, precision)
-            except InvalidConfiguration as error:
-                assert text in str(error), f"expected InvalidConfiguration: ... {text} ...; found {error}"
-            else:
-                raise AssertionError(f"{text} was not refused")
 
     def another(self, device: Device, threads: int, precision: str) -> Device:
         """A device like this one with other settings."""
@@ -146,12 +142,8 @@ class DeviceSuite:
             return
         network, shape = _network(MOBILE)
         for wrong in ((4, 3, 20, 20), (4, 1, *shape[2:]), (0, *shape[1:]), shape[1:]):
-            try:
+            with raises(InvalidConfiguration, str(list(wrong))):
                 device.convert(network, shape, np.zeros(wrong, np.float32))
-            except InvalidConfiguration as error:
-                assert str(list(wrong)) in str(error), f"the error does not say {list(wrong)}: {error}"
-            else:
-                raise AssertionError(f"calibration images of shape {list(wrong)} were not refused")
 
     def test_times_are_positive_and_a_measurement_goes_on(self, device: Device) -> None:
         networks = [EMPTY, _network(MOBILE)]
@@ -199,7 +191,7 @@ def _network(specs: Sequence[LayerSpec], batch: int = 1, seed: int = 0) -> tuple
 
 def _images(shape: Shape, seed: int = 0) -> Images:
     """Random inputs, each image of its own brightness so that outputs differ."""
-    images = random_images(shape, seed)
+    images: Images = random_images(shape, seed)
     images += random_images((len(images), 1, 1, 1), seed + 1)
     return images
 
