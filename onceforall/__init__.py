@@ -11,7 +11,7 @@ from onceforall.checkpoint import load_network, load_supernet, save_network, sav
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, PeakConvolutionMemory, WeightBytes
 from onceforall.cost.latency import LatencyTable, LatencyTables
 from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.profile import profile
+from onceforall.cost.profile import adapt, profile
 from onceforall.cost.saved import load_latency
 from onceforall.data.cifar10 import cifar10
 from onceforall.data.dataset import ImageData
@@ -34,7 +34,13 @@ from onceforall.errors import (
 from onceforall.evaluate import measure_top1, top1
 from onceforall.nn.calibrate import calibrate
 from onceforall.nn.supernet import Network, Supernet
-from onceforall.predict.accuracy import MLPPredictor
+from onceforall.predict.accuracy import (
+    EnsemblePredictor,
+    MLPPredictor,
+    RidgePredictor,
+    load_predictor,
+    save_predictor,
+)
 from onceforall.predict.labels import label, read_labels, training_pairs
 from onceforall.search.confirm import confirm, measured_front
 from onceforall.search.evolution import search
@@ -50,6 +56,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Architecture",
     "DataUnavailable",
+    "EnsemblePredictor",
     "Front",
     "Gene",
     "ImageData",
@@ -70,12 +77,14 @@ __all__ = [
     "PeakConvolutionMemory",
     "PenalisedLoss",
     "PictureData",
+    "RidgePredictor",
     "SearchResult",
     "SoftTarget",
     "Supernet",
     "TrainingDiverged",
     "UnwritableOutput",
     "WeightBytes",
+    "adapt",
     "calibrate",
     "cifar10",
     "confirm",
@@ -86,6 +95,7 @@ __all__ = [
     "label",
     "load_latency",
     "load_network",
+    "load_predictor",
     "load_supernet",
     "measure_top1",
     "measured_front",
@@ -95,6 +105,7 @@ __all__ = [
     "read_labels",
     "recipes",
     "save_network",
+    "save_predictor",
     "save_supernet",
     "search",
     "spaces",

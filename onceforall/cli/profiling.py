@@ -10,8 +10,14 @@ from rich.console import Console
 
 from onceforall import devices as runtimes
 from onceforall.cli.common import Device, DevicePrecision, Model, Seed, Threads, app, console, load_model
+from onceforall.cost.latency import LatencyTable, read_table
+from onceforall.cost.learned import LearnedLatency
+from onceforall.cost.profile import adapt as run_adapt
 from onceforall.cost.profile import profile as run_profile
+from onceforall.files import read_json_object
 from onceforall.report.progress import Steps
+
+NOISY = 3.0  # percent
 
 
 @app.command()
@@ -29,17 +35,32 @@ def profile(
     device: Device = "onnxruntime",
     threads: Threads = 1,
     precision: DevicePrecision = "fp32",
+    adapt: Annotated[
+        Path | None,
+        typer.Option(help="Latency table of another device: adapt it with ten measured networks, time no layers."),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Time every layer of a space on this machine -> a latency table that has judged itself on whole networks."""
+    """Time every layer of a space on a device -> a latency model that has judged itself on whole networks.
+
+    A table of layers or, where their sum is wrong, a learned latency. Stop it at any time: the same
+    command goes on with the turns that it has.
+    """
     target = runtimes.by_name(device, threads, precision)
     space = load_model(model, labels=False).supernet.space
+    table: LatencyTable | LearnedLatency
     with Steps(console) as report:
-        table = run_profile(space, target, seed=seed, report=report)
+        if adapt is None:
+            progress = out.with_name(f"{out.name}.part")
+            table = run_profile(space, target, seed=seed, progress=progress, report=report)
+        else:
+            table = run_adapt(read_table(read_json_object(adapt)), space, target, seed=seed, report=report)
     table.save(out)
     found = table.validation
     assert found is not None
     made = ", ".join(f"{name} {value}" for name, value in table.summary().items())
     console.print(f"[bold]{out}[/]: {made}; noise of the clock {found.noise:.1f} %, drift {found.drift:.1f} %")
+    if found.noise > NOISY:
+        console.print("[yellow]The clock is noisy: close what else runs and profile again.[/]")
     for name, errors in found.kinds.items():
         console.print(f"{errors.networks:4} {name} networks that it never saw: {errors}")

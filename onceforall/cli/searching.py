@@ -126,7 +126,8 @@ def _latencies(space: SearchSpace, tables: Sequence[Table], budgets: Sequence[st
 def _measures(entry: zoo.Entry, space: SearchSpace, table: Table, data: str) -> tuple[Measure, Measure]:
     """Latency (ms) on the device of a table, and top-1 (percent) on the label images, of architectures."""
     described = {} if isinstance(table, LatencyTables) else table.device
-    device = by_name(str(described.get("name")), int(described.get("threads", 1)))
+    name, threads, precision = (described.get(key) for key in ("name", "threads", "precision"))
+    device = by_name(str(name), int(threads or 1), str(precision or "fp32"))
     images = open_data(data, notify)
 
     def latency(architectures: Sequence[Architecture]) -> list[float]:
