@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -66,7 +67,9 @@ def test_published_files_are_imported_and_searched_with(road: CliRunner, tmp_pat
 
 def test_the_whole_road(road: CliRunner, tmp_path: Path) -> None:
     model = tmp_path / "run"
-    run(road, "train", "--space", "tiny", "--epochs", "1,1,1,1,1,1", "--batch-size", 128, "--out", model)
+    run(road, "train", "--space", "tiny", "--epochs", 1, "--batch-size", 128, "--out", model)
+    recipe = json.loads((model / "recipe.json").read_text())
+    assert (recipe["name"], [phase["subnets"] for phase in recipe["phases"]]) == ("random_order", [1])
     run(road, "label", "--model", model, "--count", 20)
     run(road, "profile", "--model", model, "--out", tmp_path / "device.json")
     table = ("--table", tmp_path / "device.json")
@@ -114,7 +117,7 @@ def test_the_whole_road(road: CliRunner, tmp_path: Path) -> None:
         assert (tmp_path / "out" / name).stat().st_size > 0
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "devices"])
 def test_help_explains_every_option(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0
@@ -122,15 +125,22 @@ def test_help_explains_every_option(command: str) -> None:
     assert "-> " in result.output or "->" in result.output or "ONNX" in result.output
 
 
+def test_devices_are_listed_with_what_to_install() -> None:
+    result = CliRunner().invoke(cli.app, ["devices"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert f"onnxruntime {onnxruntime.__version__}" in result.output
+    assert "torch-compiled" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("train", "--out", "x", "--space", "vgg"), "--space vgg: choices are"),
-        (("train", "--out", "x", "--epochs", "1,2"), "give one number, or six"),
+        (("train", "--out", "x", "--epochs", "1,2", "--recipe", "progressive_shrinking"), "give one number, or six"),
         (("train", "--out", "x", "--epochs", "many"), "give a whole number, or six"),
         (("train", "--out", "x", "--epochs", "1,2", "--recipe", "sandwich"), "recipe sandwich takes one whole number"),
         (("train", "--out", "x", "--recipe", "magic"), "recipe 'magic': choices are progressive_shrinking, sandwich"),
-        (("train", "--out", "x", "--loss", "kl"), "recipe progressive_shrinking does not take that: "),
+        (("train", "--out", "x", "--loss", "kl"), "recipe random_order does not take that: "),
         (("finetune", "--out", "x", "--result", "nowhere"), "cannot read nowhere"),
         (("train", "--out", "x", "--precision", "fp8"), "choices are fp32, bf16"),
         (("train", "--out", "x", "--data", "imagenet"), "expected cifar10, cifar10:FOLDER"),

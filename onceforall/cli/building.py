@@ -42,6 +42,7 @@ from onceforall.training.trainer import train as run_training
 SMALL_SPACE = "mobilenet_v3_small_images"
 RUN_FOLDER = "Run folder; one with a checkpoint is resumed."
 WEIGHT_DECAY = "On convolutions and the classifier."
+SMALL_EPOCHS = {"random_order": "45", "progressive_shrinking": "20,5,1,3,1,4"}
 IMAGENET_SIZE = 128  # px: from here on, schedules are those for ImageNet
 
 
@@ -50,12 +51,18 @@ def train(
     out: Annotated[Path, typer.Option(help=RUN_FOLDER)],
     data: Data = "cifar10",
     space: Annotated[str, typer.Option(help=f"Search space: {', '.join(spaces.BY_NAME)}.")] = SMALL_SPACE,
-    recipe: Annotated[str, typer.Option(help=f"Recipe: {', '.join(recipes.BY_NAME)}.")] = "progressive_shrinking",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Recipe: {', '.join(recipes.BY_NAME)}.",
+            show_default="random_order for small images, else progressive_shrinking",
+        ),
+    ] = None,
     epochs: Annotated[
         str | None,
         typer.Option(
             help="Length of the schedule; for progressive shrinking also of its six phases, as 20,5,1,3,1,4.",
-            show_default="20,5,1,3,1,4 for small images, else the recipe's for ImageNet",
+            show_default="small images: random_order 45, progressive_shrinking 20,5,1,3,1,4; else as for ImageNet",
         ),
     ] = None,
     batch_size: Annotated[
@@ -82,7 +89,10 @@ def train(
     ] = None,
     subnets: Annotated[
         int | None,
-        typer.Option(help="Sub-networks a step of sandwich, random_order, delayed_shrinking.", show_default="4"),
+        typer.Option(
+            help="Sub-networks a step of sandwich, random_order, delayed_shrinking.",
+            show_default="4; 1 for random_order on small images",
+        ),
     ] = None,
     architecture: Annotated[
         Path | None,
@@ -94,7 +104,7 @@ def train(
     workers: Workers = None,
     tensorboard: TensorBoard = False,
 ) -> None:
-    """Train a supernet -> OUT/supernet.safetensors, by progressive shrinking unless --recipe says otherwise.
+    """Train a supernet -> OUT/supernet.safetensors.
 
     Stop it at any time: the same command goes on where it was, and OUT/state.json says what comes
     next. Losses, learning rates and top-1 on the label images go to OUT/log.jsonl. Several processes:
@@ -102,8 +112,11 @@ def train(
     """
     check_choice("--space", space, spaces.BY_NAME)
     small = spaces.BY_NAME[space](num_classes=2).resolutions[-1] < IMAGENET_SIZE
+    recipe = recipe or ("random_order" if small else "progressive_shrinking")
+    if small and recipe == "random_order":
+        subnets = subnets or 1  # benchmarks/shrinking.py
     values: dict[str, Any] = {
-        "epochs": _epochs(epochs or ("20,5,1,3,1,4" if small and recipe == "progressive_shrinking" else None)),
+        "epochs": _epochs(epochs or (SMALL_EPOCHS.get(recipe) if small else None)),
         "batch_size": batch_size or (128 if small else None),
         "batch_norm_size": batch_norm_size if batch_norm_size is not None else (0 if small else 64),
         "weight_decay": weight_decay if weight_decay is not None else (2e-4 if small else None),
