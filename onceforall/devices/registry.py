@@ -30,7 +30,7 @@ _factories: dict[str, Factory] = {}
 
 
 def register(name: str, factory: Factory) -> None:
-    """Make a device known to `by_name` and the command line: a Device class, or anything that makes one.
+    """Make a device known to `devices.by_name` and the command line: a Device class, or anything that makes one.
 
     Raises InvalidConfiguration where the name is taken or cannot be one.
     """
@@ -44,16 +44,8 @@ def names() -> tuple[str, ...]:
     return NAMES + tuple(_factories)
 
 
-def by_name(name: str, threads: int = 1, precision: str = "fp32") -> Device:
-    """The device called `name`, or `name@FOLDER`: that runtime on another machine, by a plan in the folder.
-
-    Raises InvalidConfiguration where it is not known, not installed or not possible with these settings.
-    """
-    runtime, remote, folder = name.partition("@")
-    if remote:
-        from onceforall.devices.remote import RemoteDevice
-
-        return RemoteDevice(folder, runtime, threads, precision)
+def local(name: str, threads: int = 1, precision: str = "fp32") -> Device:
+    """The device of this machine called `name`. Raises InvalidConfiguration."""
     return factory(name)(threads, precision)
 
 

@@ -23,7 +23,7 @@ from torch import nn
 from onceforall.devices import measure
 from onceforall.devices.device import Device, Files, Images, Session, Shape
 from onceforall.devices.onnx import as_onnx
-from onceforall.devices.registry import by_name
+from onceforall.devices.registry import local
 from onceforall.devices.timing import Turn, Turns
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, MeasurementPending
 from onceforall.files import read_json_object, write_atomically, write_json
@@ -50,7 +50,7 @@ class RemoteDevice(Device):
         if not str(folder):
             raise InvalidConfiguration(f"{runtime}@: expected a folder for the plan, such as {runtime}@phone")
         self.folder, self.runtime = Path(folder), runtime
-        self._local = by_name(runtime, threads, precision)
+        self._local = local(runtime, threads, precision)
         self.precisions = self._local.precisions  # type: ignore[misc]
         super().__init__(threads, precision)
         self._machine: Mapping[str, Any] = {}

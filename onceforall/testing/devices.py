@@ -71,7 +71,7 @@ class DeviceSuite:
     batches: ClassVar[tuple[int, ...]] = (1, 4)
     reproducible: ClassVar[bool] = True
     tolerance: ClassVar[dict[str, float]] = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
-    correlation: ClassVar[float] = 0.97
+    correlation: ClassVar[float] = 0.9
 
     def test_it_says_what_it_is_in_the_text_of_json(self, device: Device) -> None:
         found = device.describe()

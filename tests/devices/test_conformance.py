@@ -184,7 +184,7 @@ class ForgetsTurns(OnnxRuntimeDevice):
     ("device", "test", "message"),
     [
         (with_session(Doubled), "test_blocks_compute_what_torch_computes", "ConvSpec.* differ from torch's by 1 of"),
-        (with_session(Noisy), "test_runs_repeat_and_sessions_do_not_disturb_each_other", "the same input gave another"),
+        (with_session(Noisy), "test_runs_repeat_and_sessions_do_not_disturb_each_other", "gave (another|different) output"),
         (with_session(Deaf), "test_runs_repeat_and_sessions_do_not_disturb_each_other", "gave different outputs"),
         (with_session(Shared), "test_runs_repeat_and_sessions_do_not_disturb_each_other", "an output changed when"),
         (SaysNoProcessor, "test_it_says_what_it_is_in_the_text_of_json", "says no processor"),
@@ -205,5 +205,5 @@ class TakesAnyImages(OnnxRuntimeDevice):
 
 
 def test_ignored_calibration_images_are_found() -> None:
-    with pytest.raises(AssertionError, match=r"calibration images of shape \[4, 3, 20, 20\] were not refused"):
+    with pytest.raises(AssertionError, match=r"expected InvalidConfiguration: ... \[4, 3, 20, 20\]"):
         DeviceSuite().test_calibration_images_must_fit(TakesAnyImages(precision="int8"))
