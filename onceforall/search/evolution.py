@@ -27,7 +27,6 @@ from onceforall.search.scoring import RowPredictor, Scorer
 from onceforall.space import Rows, SearchSpace
 
 FINALISTS = 3  # resolutions that go on after the start
-PARENTS = 3  # of each of those that breed
 
 
 def search(
@@ -37,20 +36,19 @@ def search(
     *,
     objective: Objective | None = None,
     seed: int = 0,
-    population: int = 4000,
-    starts: int = 9,
+    population: int = 100,
+    starts: int = 10,
     children: int = 6,
-    generations: int = 12,
+    generations: int = 14,
     mutation: float = 0.06,
     keep: int = 10,
 ) -> SearchResult:
     """The network that meets every constraint and maximises the objective, predicted accuracy by default.
 
-    population: random networks at the start, all resolutions together; starts: how many of those are
-    improved at the three leading resolutions, after the best of each resolution; children: new
-    networks a generation at those resolutions, half of them crossovers of the best with mutations,
-    half more of the random ones; mutation: probability a choice.
-    `keep` is the number of networks reported, the best included; of equally good ones the cheaper first.
+    population: random networks of each resolution; starts: how many of those are improved, the best
+    of each resolution; children: new networks a generation, a crossover and a mutation each, with
+    parents among the best of the three best resolutions; mutation: probability a choice. `keep` is
+    the number of networks reported, the best included; of equally good ones the cheaper first.
     The predictor's space is this one, or a larger one that has all its choices.
     Raises InfeasibleConstraint at once where a bound lies below what the space can reach,
     OutOfDomain where the predictor belongs to another space.
@@ -64,7 +62,8 @@ def search(
     task = _Task(space, accuracy, constraints, objective or Accuracy(), np.random.default_rng(seed))
     rows, scores = task.start(population, starts)
     for _ in range(generations):
-        rows, scores = _joined((rows, scores), task.offspring(rows, scores, children, mutation))
+        born, born_scores = task.offspring(rows, scores, children, mutation)
+        rows, scores = _distinct(np.concatenate([rows, born]), np.concatenate([scores, born_scores]))
     rows, found = task.best(keep)
     architectures = space.from_rows(rows)
     return SearchResult(
@@ -100,45 +99,32 @@ class _Task:
         return self.objective.score(self.scorer(rows), costs_of(rows, self._pricers))
 
     def start(self, population: int, starts: int) -> tuple[Rows, NDArray[np.float64]]:
-        """Improved networks: of each resolution the best of a random sample, then more of the leading resolutions."""
+        """Improved networks of every resolution, or of the most promising where there are more than `starts`."""
         resolutions = np.array(self.limits.resolutions, np.int16)
-        rows = self.space.sample_rows(-(-population // len(resolutions)) * len(resolutions), self.rng)
-        rows[:, 0] = np.resize(resolutions, len(rows))
-        rows = self.limits.repair(rows, self.rng)
-        rows, scores = _distinct(rows, self.score(rows))
-        order = np.argsort(-scores, kind="stable")
-        self._sample = rows[order]
-        promising = list(dict.fromkeys(self._sample[:, 0].tolist()))[: max(starts, FINALISTS)]
-        first = self._improved(np.concatenate([self._fresh(resolution, 1) for resolution in promising]))
-        leaders = _leaders(*first)
-        more = [self._fresh(resolution, -(-starts // len(leaders))) for resolution in leaders]
-        return _joined(first, self._improved(np.concatenate(more)))
+        rows = self.space.sample_rows(population * len(resolutions), self.rng)
+        rows[:, 0] = np.repeat(resolutions, population)
+        rows, scores = _distinct(*self._repaired(rows))
+        ranks = _ranks_within(rows[:, 0], scores)
+        chosen = np.lexsort((-scores, ranks))[: max(starts, min(len(resolutions), FINALISTS))]
+        return self._improved(rows[chosen], scores[chosen])
 
     def offspring(
         self, rows: Rows, scores: NDArray[np.float64], count: int, mutation: float
     ) -> tuple[Rows, NDArray[np.float64]]:
-        """Improved children of the leading resolutions: crossovers, and, in turn with those, fresh samples."""
-        leaders, ranks = _leaders(rows, scores), _ranks_within(rows[:, 0], scores)
-        parents = np.flatnonzero(np.isin(rows[:, 0], leaders) & (ranks < PARENTS))
-        born = []
-        for number in range(count):
-            own = leaders[number // 2 % len(leaders)]
-            fresh = self._fresh(own, number % 2)
-            if not len(fresh):
-                # The first parent is of the child's own resolution, the second of any.
-                first = rows[self.rng.choice(parents[rows[parents, 0] == own], 1)]
-                crossed = self.space.crossover_rows(first, rows[self.rng.choice(parents, 1)], self.rng)
-                fresh = self.space.mutate_rows(crossed, self.rng, mutation)
-                fresh[:, 0] = own
-            born.append(fresh)
-        return self._improved(self.limits.repair(np.concatenate(born), self.rng))
-
-    def _fresh(self, resolution: int, count: int) -> Rows:
-        """The best of the random sample at a resolution that were not taken before, fewer where none are left."""
-        chosen = np.flatnonzero(self._sample[:, 0] == resolution)[:count]
-        rows = self._sample[chosen]
-        self._sample = np.delete(self._sample, chosen, axis=0)
-        return rows
+        """Improved children of the best networks of the best resolutions, equally many of each of those."""
+        ranks = _ranks_within(rows[:, 0], scores)
+        leaders = np.flatnonzero(ranks == 0)
+        leaders = leaders[np.argsort(-scores[leaders], kind="stable")][:FINALISTS]
+        parents = np.flatnonzero(np.isin(rows[:, 0], rows[leaders, 0]) & (ranks < max(2, count // 2)))
+        own = rows[leaders[np.arange(count) % len(leaders)], 0]
+        # The first parent is of the child's own resolution, the second of any.
+        first = np.array([self.rng.choice(parents[rows[parents, 0] == resolution]) for resolution in own])
+        second = self.rng.choice(parents, count)
+        born = self.space.mutate_rows(
+            self.space.crossover_rows(rows[first], rows[second], self.rng), self.rng, mutation
+        )
+        born[:, 0] = own
+        return self._improved(*self._repaired(born))
 
     def best(self, count: int) -> tuple[Rows, NDArray[np.float64]]:
         """The best feasible networks of all that were scored, and their predicted accuracy (percent)."""
@@ -164,19 +150,12 @@ class _Task:
         ]
         return (*bounded, *free)
 
-    def _improved(self, rows: Rows) -> tuple[Rows, NDArray[np.float64]]:
-        return self._exchange.improve(rows, self.score(rows), np.tile(self.limits.bounds, (len(rows), 1)))
+    def _repaired(self, rows: Rows) -> tuple[Rows, NDArray[np.float64]]:
+        rows = self.limits.repair(rows, self.rng)
+        return rows, self.score(rows)
 
-
-def _leaders(rows: Rows, scores: NDArray[np.float64]) -> list[int]:
-    """The resolutions (as indices) of the best networks, `FINALISTS` at most, best first."""
-    order = np.argsort(-scores, kind="stable")
-    return list(dict.fromkeys(rows[order, 0].tolist()))[:FINALISTS]
-
-
-def _joined(*parts: tuple[Rows, NDArray[np.float64]]) -> tuple[Rows, NDArray[np.float64]]:
-    """All rows and scores, each different row once."""
-    return _distinct(np.concatenate([rows for rows, _ in parts]), np.concatenate([scores for _, scores in parts]))
+    def _improved(self, rows: Rows, scores: NDArray[np.float64]) -> tuple[Rows, NDArray[np.float64]]:
+        return self._exchange.improve(rows, scores, np.tile(self.limits.bounds, (len(rows), 1)))
 
 
 def _ranks_within(groups: NDArray[np.int16], scores: NDArray[np.float64]) -> NDArray[np.int64]:
