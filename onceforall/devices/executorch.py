@@ -16,8 +16,9 @@ from onceforall.devices.torch import pinned
 class ExecuTorchSession(Session):
     """The method `forward` of a program."""
 
-    def __init__(self, method: Any) -> None:
-        self._method = method
+    def __init__(self, program: Any) -> None:
+        self._program = program  # the method reads its bytes, and does not keep them
+        self._method = program.load_method("forward")
 
     def feed(self, images: Images) -> None:
         self._inputs = [torch.from_numpy(images).contiguous()]
@@ -66,7 +67,7 @@ class ExecuTorchDevice(Device):
             if self._library._threadpool_get_thread_count() != self.threads:
                 self._library._unsafe_reset_threadpool(self.threads)
             program = self.needs("executorch.runtime").Runtime.get().load_program(files[".pte"])
-            return ExecuTorchSession(program.load_method("forward"))
+            return ExecuTorchSession(program)
 
     def _quantise(self, module: nn.Module, sample: tuple[torch.Tensor], inputs: Iterator[Images]) -> nn.Module:
         """int8 weights, one scale a channel, and int8 activations whose ranges `inputs` set."""
