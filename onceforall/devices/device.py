@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +23,15 @@ Shape = tuple[int, ...]
 Files = Mapping[str, bytes]  # what a runtime loads, by suffix: {".onnx": ...}, {".xml": ..., ".bin": ...}
 
 CALIBRATING = 32  # random inputs that set the ranges of a quantised network where no images are given
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the warnings and progress of other people's converters."""
+    silence = io.StringIO()
+    with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Session(ABC):
@@ -144,8 +155,7 @@ class Device(ABC):
     def needs(self, package: str) -> Any:
         """An optional package, imported now. Raises InvalidConfiguration that says how to install it."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what packages have to say about themselves
+            with quietly():
                 return importlib.import_module(package)
         except ImportError as error:
             raise InvalidConfiguration(

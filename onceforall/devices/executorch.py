@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from onceforall.devices.device import Device, Files, Images, Session, Shape
+from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
 from onceforall.devices.torch import pinned
 
 
 class ExecuTorchSession(Session):
     """The method `forward` of a program."""
 
-    def __init__(self, method: Any) -> None:
-        self._method = method
+    def __init__(self, program: Any) -> None:
+        self._program = program  # the method reads its bytes, and does not keep them
+        self._method = program.load_method("forward")
 
     def feed(self, images: Images) -> None:
         self._inputs = [torch.from_numpy(images).contiguous()]
@@ -54,9 +54,8 @@ class ExecuTorchDevice(Device):
     def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
         module: Any = copy.deepcopy(self.needs_module(network))
         sample = (torch.zeros(input_shape),)
-        partitioner = self.needs("executorch.backends.xnnpack.partition.xnnpack_partitioner").XnnpackPartitioner()
-        with pinned(self.threads), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own internals
+        with pinned(self.threads), torch.no_grad(), quietly():
+            partitioner = self.needs("executorch.backends.xnnpack.partition.xnnpack_partitioner").XnnpackPartitioner()
             if self.precision == "int8":
                 module = self._quantise(module, sample, self.calibration_inputs(calibration, input_shape))
             program = torch.export.export(module, sample)
@@ -64,12 +63,11 @@ class ExecuTorchDevice(Device):
             return {".pte": bytes(lower(program, partitioner=[partitioner]).to_executorch().buffer)}
 
     def load(self, files: Files, input_shape: Shape) -> Session:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that this interface may change
+        with quietly():
             if self._library._threadpool_get_thread_count() != self.threads:
                 self._library._unsafe_reset_threadpool(self.threads)
             program = self.needs("executorch.runtime").Runtime.get().load_program(files[".pte"])
-            return ExecuTorchSession(program.load_method("forward"))
+            return ExecuTorchSession(program)
 
     def _quantise(self, module: nn.Module, sample: tuple[torch.Tensor], inputs: Iterator[Images]) -> nn.Module:
         """int8 weights, one scale a channel, and int8 activations whose ranges `inputs` set."""

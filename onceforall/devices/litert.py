@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from onceforall.devices import measure
-from onceforall.devices.device import Device, Files, Images, Session, Shape
+from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
 
 
 class LiteRtSession(measure.LiteRt, Session):
@@ -38,25 +37,24 @@ class LiteRtDevice(Device):
         module = copy.deepcopy(self.needs_module(network))  # its converter changes modules
         litert_torch = self.needs("litert_torch")
         batch, channels, height, width = input_shape
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the converter's own internals
+        with quietly(), torch.no_grad():
             is_map = module(torch.zeros(input_shape)).ndim == 4
             module = litert_torch.to_channel_last_io(module, args=[0], outputs=[0] if is_map else [])
             converted = litert_torch.convert(module.eval(), (torch.zeros(batch, height, width, channels),))
-        model = bytes(converted.model_content())
-        if self.precision == "int8":
-            model = self._quantise(model, self.calibration_inputs(calibration, input_shape))
+            model = bytes(converted.model_content())
+            if self.precision == "int8":
+                model = self._quantise(model, self.calibration_inputs(calibration, input_shape))
         return {".tflite": model}
 
     def load(self, files: Files, input_shape: Shape) -> Session:
         return LiteRtSession(files[".tflite"], self.threads)
 
     def _quantise(self, model: bytes, inputs: Iterator[Images]) -> bytes:
-        """int8 weights, one scale a channel, and int8 activations whose ranges `inputs` set; float input and output."""
+        """int8 weights, one scale a channel, and int8 activations whose ranges `inputs` set, input and output too."""
         quantizer = self.needs("ai_edge_quantizer.quantizer").Quantizer(model)
         quantizer.load_quantization_recipe(self.needs("ai_edge_quantizer.recipe").static_wi8_ai8())
-        name = self.needs("ai_edge_litert.interpreter").Interpreter(model_content=model).get_signature_list()
-        ((signature, arguments),) = name.items()
+        interpreter = self.needs("ai_edge_litert.interpreter").Interpreter(model_content=model)
+        ((signature, arguments),) = interpreter.get_signature_list().items()
         samples = [{arguments["inputs"][0]: images.transpose(0, 2, 3, 1).copy()} for images in inputs]
         ranges = quantizer.calibrate({signature: samples}, num_threads=self.threads)
         return bytes(quantizer.quantize(ranges).quantized_model)

@@ -121,7 +121,8 @@ class OnnxRuntime:
 class LiteRt:
     """A .tflite model in LiteRT's interpreter with its XNNPACK delegate: feed, run, output.
 
-    Feature maps are [n, c, h, w] outside and [n, h, w, c] inside: feeding and reading transpose, runs do not.
+    Feature maps are float [n, c, h, w] outside and [n, h, w, c] inside, int8 in a quantised model: feeding and
+    reading change them, runs do not.
     """
 
     suffix = ".tflite"
@@ -135,14 +136,21 @@ class LiteRt:
         self._result = self._interpreter.get_output_details()[0]
 
     def feed(self, images: Any) -> None:
-        self._interpreter.set_tensor(self._input["index"], np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
+        values = images.transpose(0, 2, 3, 1)
+        if self._input["dtype"] is np.int8:
+            scale, zero = self._input["quantization"]
+            values = np.clip(np.round(values / scale) + zero, -128, 127).astype(np.int8)
+        self._interpreter.set_tensor(self._input["index"], np.ascontiguousarray(values))
 
     def run(self) -> None:
         self._interpreter.invoke()
 
     def output(self) -> Any:
-        result = self._interpreter.get_tensor(self._result["index"])
-        return result.transpose(0, 3, 1, 2) if result.ndim == 4 else result
+        values = self._interpreter.get_tensor(self._result["index"])
+        if self._result["dtype"] is np.int8:
+            scale, zero = self._result["quantization"]
+            values = (values.astype(np.float32) - zero) * np.float32(scale)
+        return values.transpose(0, 3, 1, 2) if values.ndim == 4 else values
 
 
 def _litert() -> Any:

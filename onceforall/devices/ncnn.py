@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from onceforall.devices.device import Device, Files, Images, Session, Shape
+from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
 from onceforall.errors import InvalidConfiguration
 
 SUFFIXES = {".param": "network.ncnn.param", ".bin": "network.ncnn.bin"}
@@ -37,7 +36,8 @@ class NcnnSession(Session):
             raise RuntimeError(f"ncnn: extracting the output failed with {failed}")
 
     def output(self) -> Images:
-        return np.array(self._result, np.float32)[None]
+        values = np.array(self._result, np.float32)
+        return values[None] if values.ndim == 3 else values.reshape(1, -1)  # a feature map, or logits
 
 
 class NcnnDevice(Device):
@@ -64,8 +64,7 @@ class NcnnDevice(Device):
             if isinstance(network, bytes):
                 source.write_bytes(network)
             else:
-                with warnings.catch_warnings(), torch.no_grad():
-                    warnings.simplefilter("ignore")  # deprecation of tracing, which is what pnnx reads
+                with quietly(), torch.no_grad():  # tracing is deprecated, but what pnnx reads
                     torch.jit.save(torch.jit.trace(network.eval(), torch.zeros(input_shape)), str(source))
             shape = ",".join(map(str, input_shape))
             command = [self._pnnx.EXEC_PATH, str(source), f"inputshape=[{shape}]", "fp16=0"]

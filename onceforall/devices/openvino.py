@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from onceforall.devices.device import Device, Files, Images, Session, Shape
+from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
 from onceforall.devices.onnx import as_onnx
 from onceforall.errors import InvalidConfiguration
 
@@ -69,7 +69,8 @@ class OpenVinoDevice(Device):
         if self.precision == "int8":
             nncf = self.needs("nncf")
             inputs = list(self.calibration_inputs(calibration, input_shape))
-            model = nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs))
+            with quietly():
+                model = nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs))
         # Names carry a counter of the whole process: without new ones, no two files of a network are equal.
         for number, operation in enumerate(model.get_ordered_ops()):
             if operation.get_type_name() not in ("Parameter", "Result"):

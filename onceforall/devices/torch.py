@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from onceforall.devices.device import Device, Files, Images, Session, Shape
+from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.subnet import channels_last
 
@@ -82,14 +81,12 @@ class TorchDevice(Device):
         dtype = DTYPES[self.precision]
         module = copy.deepcopy(self.needs_module(network)).to(dtype)
         buffer = io.BytesIO()
-        with pinned(self.threads), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own internals
+        with pinned(self.threads), quietly():
             torch.export.save(torch.export.export(module, (torch.zeros(input_shape, dtype=dtype),)), buffer)
         return {".pt2": buffer.getvalue()}
 
     def load(self, files: Files, input_shape: Shape) -> Session:
-        with pinned(self.threads), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with pinned(self.threads), quietly():
             program = torch.export.load(io.BytesIO(files[".pt2"]))
             if self.target != "cpu":
                 from torch.export.passes import move_to_device_pass

@@ -132,7 +132,8 @@ class Bottleneck(nn.Module):
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         if spec.downsample:
             if spec.stride > 1:
-                parts["pool"] = nn.AvgPool2d(spec.stride, ceil_mode=True)
+                # There is no padding to count, but ncnn counts it at the border of odd maps unless told.
+                parts["pool"] = nn.AvgPool2d(spec.stride, ceil_mode=True, count_include_pad=False)
             parts["conv"] = _conv(spec.in_channels, spec.out_channels, 1, 1, "none", eps)
         self.downsample = BottleneckShortcut(parts)
         self.act = _activation(activation)
