@@ -44,7 +44,7 @@ def main() -> None:
         initialise(network, torch.Generator().manual_seed(0))
         scramble(network)
         networks[name] = fold_batch_norm(network), (1, 3, size, size)
-    rows, runs = [], []
+    rows, loads = [], []
     for name in options.devices:
         for precision in devices.registry.factory(name).precisions:
             try:
@@ -66,10 +66,10 @@ def main() -> None:
                 if precision == "int8":
                     key, value = "correlation", float(np.corrcoef(found.ravel(), expected.ravel())[0, 1])
                 row[f"{job}_{key}"] = float(f"{value:.2g}") if key == "parity" else round(value, 4)
-                runs.append(session.run)
+                loads.append(lambda run=session.run: run)
             rows.append(row)
             print(json.dumps(row), flush=True)
-    times = time_turns(runs, Turns(options.turns, 0.02))
+    times = time_turns(loads, Turns(options.turns, 0.02))
     for index, row in enumerate(rows):
         for job, turn in zip(networks, times[index * len(networks) :], strict=False):
             timing = summarise(turn)

@@ -81,8 +81,8 @@ def compare(
     methods: dict[str, Fit] = {"MACs": lambda known, truth: along(MACs(), known, truth)}
     if base is not None:
         methods["another device's table"] = lambda known, truth: along(base, known, truth)
-        methods["learned on that table"] = lambda known, truth: LearnedLatency.fit(known, truth, {}, base).predict
-    methods["learned"] = lambda known, truth: LearnedLatency.fit(known, truth, {}).predict
+        methods["learned on that table"] = lambda known, truth: LearnedLatency.fit(known, truth, {}, base).costs
+    methods["learned"] = lambda known, truth: LearnedLatency.fit(known, truth, {}).costs
     for count in counts:
         results: dict[str, list[Errors]] = {}
         for seed in range(seeds):
@@ -188,7 +188,7 @@ def here(name: str, precision: str, threads: int, small: bool, turns: int, seed:
     rng = np.random.default_rng(seed + 1000)
     again = [space.sample(rng) for _ in range(12)]
     jobs = [whole_network(space, arch) for arch in (*winners, *again)]
-    ms = np.array([timing.median for timing in measure_latency(device, jobs, Turns(turns, 0.02, seed))])
+    ms = np.array([timing.median for timing in measure_latency(device, jobs, Turns(3 * turns, 0.02, seed))])
     predicted = np.array([model.cost(space.lower(arch)) for arch in (*winners, *again)])
     later = {
         "searched winners, another moment": Errors.of(predicted[:12], ms[:12]),

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
-from onceforall.cost.model import AdditiveCost, CostModel
+from onceforall.cost.model import AdditiveCost, CostModel, input_size
 from onceforall.cost.validation import Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.files import read_json_object, write_json
-from onceforall.layers import LayerSpec, LinearSpec
+from onceforall.layers import LayerSpec
 from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.latency/1"
@@ -137,10 +137,7 @@ class LatencyTables(CostModel):
 
     def cost(self, layers: Sequence[LayerSpec]) -> float:
         """Milliseconds of a network, whose resolution is what its first layer reads. Raises OutOfDomain."""
-        first = layers[0]
-        if isinstance(first, LinearSpec):
-            raise OutOfDomain(f"layer {first.key} reads no image: give the layers of a whole network")
-        return self.at(first.in_size).cost(layers)
+        return self.at(input_size(layers)).cost(layers)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes equal tables."""

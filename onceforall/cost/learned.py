@@ -9,7 +9,7 @@ measurements where it resembles the device, through a `base` such as the latency
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +21,9 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
 from onceforall.cost.analytic import macs
-from onceforall.cost.features import NAMES, features
+from onceforall.cost.features import NAMES, features, layer_features
 from onceforall.cost.latency import LatencyTable, LatencyTables, fit_line, read_table
-from onceforall.cost.model import CostModel
+from onceforall.cost.model import SummedCost, input_size
 from onceforall.cost.validation import Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.files import write_json
@@ -42,7 +42,7 @@ Kernel = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedLatency(CostModel):
+class LearnedLatency(SummedCost):
     """Latency (ms) of networks on one device, learnt from measured ones with `fit`.
 
     inputs: features of the measured networks [n, features]; measured: their latency (ms), and offsets:
@@ -82,11 +82,12 @@ class LearnedLatency(CostModel):
             raise InvalidConfiguration(
                 f"{len(networks)} networks and {len(truth)} latencies: expected at least {FEWEST} of each, all above 0"
             )
-        sizes = [layers[0].in_size for layers in networks]
+        sizes = [input_size(layers) for layers in networks]
         inputs = np.stack([features(layers) for layers in networks])
-        line = fit_line(_sums(base, networks), truth, 0.0)
+        says = np.array([_base_cost(base, layers) for layers in networks])
+        line = fit_line(says, truth, 0.0)
         model = cls(device, inputs, truth, np.zeros_like(truth), (min(sizes), max(sizes)), PRIOR, base, line)
-        model = replace(model, offsets=model._offsets(networks))
+        model = replace(model, offsets=model._offsets(says))
         model = replace(model, kernel=model._likeliest())
         errors = np.abs(model._left_out())
         kept = errors < max(OUTLIER * 1.4826 * float(np.median(errors)), LEAST_OUTLIER)
@@ -95,31 +96,40 @@ class LearnedLatency(CostModel):
         model = replace(model, inputs=inputs[kept], measured=truth[kept], offsets=model.offsets[kept])
         return replace(model, kernel=model._likeliest())
 
-    def cost(self, layers: Sequence[LayerSpec]) -> float:
-        """Milliseconds of a network. Raises OutOfDomain."""
-        return float(self.predict([layers])[0])
-
-    def predict(self, networks: Sequence[Sequence[LayerSpec]]) -> Matrix:
-        """Milliseconds of networks, shape [n]. Raises OutOfDomain."""
-        return self.predict_with_uncertainty(networks)[0]
-
-    def predict_with_uncertainty(self, networks: Sequence[Sequence[LayerSpec]]) -> tuple[Matrix, Matrix]:
-        """Milliseconds of networks and their standard deviations, noise of a measurement included, shape [n] each."""
+    def parts_at(self, resolution: int) -> tuple[Callable[[LayerSpec], Matrix], Matrix]:
+        """Sums over layers: the features, and last the base or MMACs. Raises OutOfDomain."""
         least, most = self.resolutions
-        for layers in networks:
-            if not least <= layers[0].in_size <= most:
-                raise OutOfDomain(
-                    f"{layers[0].in_size} px: this latency was learnt from networks of {least} to {most} px; "
-                    "measure some at that size"
-                )
-        if not networks:
-            return np.empty(0), np.empty(0)
-        return self._posterior(np.stack([features(layers) for layers in networks]), self._offsets(networks))
+        if not least <= resolution <= most:
+            raise OutOfDomain(
+                f"{resolution} px: this latency was learnt from networks of {least} to {most} px; "
+                "measure some at that size"
+            )
+        local = self.base.at(resolution) if self.base else None
 
-    def _offsets(self, networks: Sequence[Sequence[LayerSpec]]) -> Matrix:
-        """Logarithm of what the straight line through base or MACs says of networks."""
+        def part(layer: LayerSpec) -> Matrix:
+            return np.append(layer_features(layer), local.layer_cost(layer) if local else layer.macs / 1e6)
+
+        return part, np.append(np.zeros(len(NAMES)), local.constant if local else 0.0)
+
+    def of_sums(self, sums: Matrix, resolutions: NDArray[np.int64]) -> Matrix:
+        """Milliseconds [n] of networks from their sums [n, features + 1]."""
+        points = self._standardised(sums[:, :-1])
+        _, mean, spread = self._targets
+        return np.asarray(np.exp(self._offsets(sums[:, -1]) + mean + spread * (self._cross(points) @ self._solved[1])))
+
+    def uncertainty(self, networks: Sequence[Sequence[LayerSpec]]) -> Matrix:
+        """Standard deviations (ms) of `costs`, noise of a measurement included, shape [n]. Raises OutOfDomain."""
+        points = self._standardised(np.stack([features(layers) for layers in networks]))
+        cross = self._cross(points)
+        linear, smooth, _, noise = np.exp(self.kernel)
+        own = linear * (points**2).sum(1) + smooth + noise
+        variance = np.maximum(own - (cross * cho_solve(self._solved[0], cross.T).T).sum(1), 1e-9)
+        return np.asarray(self.costs(networks) * self._targets[2] * np.sqrt(variance))
+
+    def _offsets(self, says: Matrix) -> Matrix:
+        """Logarithm of the straight line through what base or MMACs say."""
         scale, constant = self.line
-        return np.asarray(np.log(scale * _sums(self.base, networks) + constant))
+        return np.asarray(np.log(scale * says + constant))
 
     # The Gaussian process, on standardised inputs and targets
 
@@ -150,15 +160,9 @@ class LearnedLatency(CostModel):
         mean, spread = self._scaling
         return (inputs - mean) / spread
 
-    def _posterior(self, inputs: Matrix, offsets: Matrix) -> tuple[Matrix, Matrix]:
-        points = self._standardised(inputs)
-        (factor, weights), (_, mean, spread) = self._solved, self._targets
-        cross = _kernel(self.kernel, points, self._points)
-        linear, smooth, _, noise = np.exp(self.kernel)
-        own = linear * (points**2).sum(1) + smooth + noise
-        variance = np.maximum(own - (cross * cho_solve(factor, cross.T).T).sum(1), 1e-9)
-        predicted = np.exp(offsets + mean + spread * (cross @ weights))
-        return predicted, predicted * spread * np.sqrt(variance)
+    def _cross(self, points: Matrix) -> Matrix:
+        """The kernel of points with those that were measured."""
+        return _kernel(self.kernel, points, self._points)
 
     def _left_out(self) -> Matrix:
         """Error of the logarithm of each measurement, as predicted from all others."""
@@ -244,11 +248,9 @@ class LearnedLatency(CostModel):
         write_json(Path(path), self.to_json())
 
 
-def _sums(base: Base | None, networks: Sequence[Sequence[LayerSpec]]) -> Matrix:
-    """What a base says of networks, or their MMACs."""
-    if base is None:
-        return np.array([macs(layers) / 1e6 for layers in networks])
-    return np.array([base.cost(layers) for layers in networks])
+def _base_cost(base: Base | None, layers: Sequence[LayerSpec]) -> float:
+    """What a base says of a network, or its MMACs."""
+    return base.cost(layers) if base else macs(layers) / 1e6
 
 
 def _distances(a: Matrix, b: Matrix) -> Matrix:

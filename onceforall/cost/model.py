@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onceforall.errors import InvalidConfiguration
-from onceforall.layers import LayerSpec
+from onceforall.errors import InvalidConfiguration, OutOfDomain
+from onceforall.layers import LayerSpec, LinearSpec
 from onceforall.space import Rows, SearchSpace
 
 
@@ -32,8 +32,8 @@ class CostModel(ABC):
     def cost_rows(self, space: SearchSpace, rows: Rows) -> NDArray[np.float64]:
         """Cost of each row of a space, in `unit`, shape [n].
 
-        One by one here. A cost that is neither additive nor a peak but can be had for many networks
-        at once, as that of a learned model, overrides it, and searches become as fast.
+        One by one here. A cost that is neither additive, nor a peak, nor a function of sums but can be had
+        for many networks at once overrides it, and searches become as fast.
         """
         return np.array([self.cost(space.lower(arch)) for arch in space.from_rows(rows)], float)
 
@@ -56,6 +56,40 @@ class AdditiveCost(CostModel):
 
     def cost(self, layers: Sequence[LayerSpec]) -> float:
         return self.constant + sum(self.layer_cost(layer) for layer in layers)
+
+
+class SummedCost(CostModel):
+    """A function of several sums over layers: a search can gather those from a table."""
+
+    @abstractmethod
+    def parts_at(self, resolution: int) -> tuple[Callable[[LayerSpec], NDArray[np.float64]], NDArray[np.float64]]:
+        """At an input resolution (px): what a layer adds to the sums, and where they begin, [sums] each."""
+
+    @abstractmethod
+    def of_sums(self, sums: NDArray[np.float64], resolutions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Costs [n] of networks, in `unit`, from their sums [n, sums] and input resolutions (px) [n]."""
+
+    def costs(self, networks: Sequence[Sequence[LayerSpec]]) -> NDArray[np.float64]:
+        """Costs of networks, in `unit`, shape [n]."""
+        if not networks:
+            return np.empty(0)
+        sizes = [input_size(layers) for layers in networks]
+        sums = []
+        for layers, size in zip(networks, sizes, strict=True):
+            part, begin = self.parts_at(size)
+            sums.append(begin + np.sum([part(layer) for layer in layers], axis=0))
+        return self.of_sums(np.stack(sums), np.array(sizes))
+
+    def cost(self, layers: Sequence[LayerSpec]) -> float:
+        return float(self.costs([layers])[0])
+
+
+def input_size(layers: Sequence[LayerSpec]) -> int:
+    """The input resolution (px) of a network, which its first layer reads. Raises OutOfDomain where that is none."""
+    first = layers[0]
+    if isinstance(first, LinearSpec):
+        raise OutOfDomain(f"layer {first.key} reads no image: give the layers of a whole network")
+    return first.in_size
 
 
 class PeakCost(CostModel):

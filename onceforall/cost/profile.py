@@ -38,12 +38,14 @@ Job = tuple[nn.Module | bytes, Shape]
 Layers = Sequence[LayerSpec]
 Report = Callable[[str, int, int], None]
 
-WHOLE = Turns(9, 0.02)  # for whole networks
+WHOLE = Turns(27, 0.02)  # for whole networks alone
+BURSTS = 3  # of a whole network in each turn of a profile: it is judged by its own noise, a layer by that of sums
 FLOOR_MS = 1e-4  # ms; a layer never costs less, whatever the noise of a difference says
 FEWEST = 8  # calibrating networks
 EXTREMES = 4  # of them, which come first
 FOLDS = 6
-GOOD = 3.0  # percent: a mean error with which a sum over layers is kept
+GOOD = 1.5  # percent: a mean error with which a sum over layers is kept,
+ENOUGH = 3.0  # and one with which nothing more is measured
 BETTER = 0.8  # a learned latency takes over where its error is less than so much of the sum's
 
 
@@ -51,7 +53,7 @@ def profile(
     space: SearchSpace,
     device: Device,
     *,
-    calibrating: int = 24,
+    calibrating: int = 48,
     validating: int = 32,
     learning: int = 100,
     given: Sequence[Architecture] = (),
@@ -65,8 +67,8 @@ def profile(
 
     calibrating: networks that fit the correction (extremes and random ones); validating: others, half
     of them random and half uniform, which only judge it, as do the `given` ones; learning: further
-    networks that are measured for a learned latency where the sum of layers is wrong by more than 3 %
-    and twice the noise (0: never, a table it stays). Networks carry random weights: latency does not depend on them.
+    networks that are measured for a learned latency where those that calibrate leave an error of more
+    than 3 % and twice the noise (0: a table it stays). Networks carry random weights: latency does not depend on them.
     `progress` is a file that keeps each finished turn, so that an interrupted call goes on.
     """
     if calibrating < FEWEST or validating < 4 or turns < 2 or learning < 0:
@@ -76,7 +78,8 @@ def profile(
         )
     plan = Turns(turns, burst_seconds, seed)
     identity: dict[str, Any] = {"space": space.to_json(), "device": device.describe(), "turns": asdict(plan)}
-    identity |= {"networks": [calibrating, validating, learning], "given": [arch.to_json() for arch in given]}
+    identity |= {"networks": [calibrating, validating, learning], "bursts": BURSTS}
+    identity["given"] = [arch.to_json() for arch in given]
     log = _Progress(progress, identity)
     rng = np.random.default_rng(seed)
     fitting = _fitting(space, calibrating, rng)
@@ -85,7 +88,7 @@ def profile(
     layers = unique_layers(space)
     jobs: list[Job] = [(nn.Identity(), (1, 8, 1, 1))]
     jobs += [(random_network([layer]), (1, layer.in_channels, layer.in_size, layer.in_size)) for layer in layers]
-    jobs += [whole_network(space, arch) for arch in networks]
+    jobs += BURSTS * [whole_network(space, arch) for arch in networks]
     found = steady(device.time(jobs, plan, done=log.turns("table"), keep=log.keeper("table"), report=report))
     call = float(np.median(found.ms[0]))
     entries = {}
@@ -93,21 +96,22 @@ def profile(
         timing = summarise(row)
         entries[layer.key] = replace(timing, median=max(timing.median - call, FLOOR_MS))
     plain = LatencyTable(device.describe(), entries, constant=call)
-    whole = found.of(slice(1 + len(layers), None))
+    whole = pooled(found.ms[1 + len(layers) :], found.drift)
     specs = [space.lower(arch) for arch in networks]
     known, truth = specs[:calibrating], whole.medians[:calibrating]
-    model, error = _choose(plain, known, truth, enough := max(GOOD, 2 * whole.noise) if learning else math.inf)
-    if error > enough:
+    model, error = _choose(plain, known, truth, GOOD if learning else math.inf)
+    if learning and error > max(ENOUGH, 2 * whole.noise):
         more = _random(space, len(networks) + learning, rng, networks)[len(networks) :]
         extra = device.time(
-            [whole_network(space, arch) for arch in more],
+            BURSTS * [whole_network(space, arch) for arch in more],
             plan,
             done=log.turns("learning"),
             keep=log.keeper("learning"),
             report=lambda step, done, total: report(f"{step} for a learned latency", done, total),
         )
         known = [*known, *map(space.lower, more)]
-        model, _ = _choose(plain, known, np.concatenate([truth, steady(extra).medians]), enough)
+        learned = steady(extra)
+        model, _ = _choose(plain, known, np.concatenate([truth, pooled(learned.ms, learned.drift).medians]), GOOD)
     log.remove()
     kinds = [judging.get(arch, "given") for arch in networks[calibrating:]]
     return _validated(model, kinds, specs[calibrating:], whole.of(slice(calibrating, None)))
@@ -179,6 +183,12 @@ class Measured(NamedTuple):
     def of(self, part: slice) -> Measured:
         """Some of the networks."""
         return Measured(self.ms[part], self.drift)
+
+
+def pooled(ms: NDArray[np.float64], drift: float) -> Measured:
+    """Networks that were given `BURSTS` times over, [BURSTS * networks, turns]: all bursts of each are one row."""
+    bursts = ms.reshape(BURSTS, -1, ms.shape[1])
+    return Measured(np.concatenate(list(bursts), axis=1), drift)
 
 
 def steady(ms: NDArray[np.float64]) -> Measured:

@@ -8,6 +8,7 @@ import io
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from onceforall.devices.measure import describe_machine, random_images
-from onceforall.devices.timing import Turn, Turns, time_turns
+from onceforall.devices.timing import Load, Run, Turn, Turns, time_turns
 from onceforall.errors import InvalidConfiguration
 
 Images = NDArray[np.float32]
@@ -66,6 +67,7 @@ class Device(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     packages: ClassVar[tuple[str, ...]] = ()  # distributions that it needs beyond torch
     extra: ClassVar[str | None] = None  # of onceforall, which installs them
+    loads_fast: ClassVar[bool] = True  # a network is loaded anew for every burst; else once, and kept
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         if threads < 1:
@@ -110,14 +112,27 @@ class Device(ABC):
     ) -> NDArray[np.float64]:
         """Milliseconds a run of networks with their input shapes, interleaved, shape [networks, turns].
 
+        A network that is given several times is converted once and gets as many bursts a turn.
         `done`, `keep`: as in `time_turns`. `report` receives (step, done, total).
         """
-        runs = []
+        converted: dict[tuple[int, Shape], Files] = {}
+        loads: list[Load] = []
         for number, (network, shape) in enumerate(networks):
             report("preparing", number, len(networks))
-            runs.append(self.prepare(network, shape).run)
+            known = id(network), shape
+            if known not in converted:
+                converted[known] = self.convert(network, shape)
+            load = partial(self._ready, converted[known], shape)
+            loads.append(load if self.loads_fast else partial(_same, load()))
         report("preparing", len(networks), len(networks))
-        return time_turns(runs, turns, done=done, keep=keep, report=lambda count, total: report("timing", count, total))
+        return time_turns(
+            loads, turns, done=done, keep=keep, report=lambda count, total: report("timing", count, total)
+        )
+
+    def _ready(self, files: Files, input_shape: Shape) -> Run:
+        session = self.load(files, input_shape)
+        session.feed(random_images(input_shape))
+        return session.run
 
     def described(self, runtime: str, **settings: object) -> dict[str, Any]:
         """A description of this device on this machine; `runtime` names the runtime and its version."""
@@ -161,3 +176,7 @@ class Device(ABC):
             raise InvalidConfiguration(
                 f"{self.name} needs {package} ({error}): pip install 'onceforall[{self.extra}]'"
             ) from error
+
+
+def _same(run: Run) -> Run:
+    return run

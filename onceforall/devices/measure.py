@@ -49,15 +49,19 @@ def burst(run: Callable[[], object], seconds: float) -> float:
 
 
 def time_turn(
-    runs: Sequence[Callable[[], object]],
+    loads: Sequence[Callable[[], Callable[[], object]]],
     order: Sequence[int],
     seconds: float,
     report: Callable[[int], None] = lambda bursts: None,
 ) -> list[float]:
-    """Milliseconds of each run in one turn: one burst each, in the given order. `report` receives bursts done."""
-    turn = [0.0] * len(runs)
+    """Milliseconds a run in one turn: each network is loaded, which gives its run, and takes a burst, in the order.
+
+    Loaded anew it lies elsewhere in memory, which alone moves its latency by one or two percent: turns average
+    that too. `report` receives bursts done.
+    """
+    turn = [0.0] * len(loads)
     for place, index in enumerate(order, 1):
-        turn[index] = 1e3 * burst(runs[index], seconds)
+        turn[index] = 1e3 * burst(loads[index](), seconds)
         report(place)
     return turn
 
@@ -175,19 +179,26 @@ def measure(folder: Path, say: Callable[[str], None] = print) -> None:
     plan = json.loads((folder / "plan.json").read_text())
     if plan.get("format") != PLAN_FORMAT:
         raise ValueError(f"plan.json has the format {plan.get('format')!r}: this script reads {PLAN_FORMAT!r}")
-    sessions = []
+    loads = []
+    runtime = ""
     for number, network in enumerate(plan["networks"], 1):
         model = (folder / network["file"]).read_bytes()
         if hashlib.sha256(model).hexdigest() != network["sha256"]:
             raise ValueError(f"{network['file']} is not the plan's: copy the folder again")
-        session = RUNTIMES[plan["runtime"]](model, plan["threads"])
-        session.feed(random_images(network["shape"]))
+
+        def load(path: Path = folder / network["file"], shape: Sequence[int] = network["shape"]) -> Any:
+            session = RUNTIMES[plan["runtime"]](path.read_bytes(), plan["threads"])
+            session.feed(random_images(shape))
+            return session
+
+        session = load()
         session.run()
+        runtime = session.runtime
         if not np.isfinite(session.output()).all():
             raise ValueError(f"{network['file']}: the output is not finite; this runtime computes something else")
-        sessions.append(session)
-        say(f"loaded {number} of {len(plan['networks'])}")
-    machine = {"runtime": sessions[0].runtime, **describe_machine()}
+        loads.append(lambda load=load: load().run)
+        say(f"checked {number} of {len(plan['networks'])}")
+    machine = {"runtime": runtime, **describe_machine()}
     results = {"format": RESULTS_FORMAT, "plan": plan["digest"], "machine": machine, "turns": []}
     path = folder / "results.json"
     if path.exists():
@@ -195,10 +206,9 @@ def measure(folder: Path, say: Callable[[str], None] = print) -> None:
         if any(found.get(key) != results[key] for key in ("format", "plan", "machine")):
             raise ValueError("results.json is of another plan or another machine: move it away")
         results = found
-    order = orders(len(sessions), plan["turns"], plan["seed"])
+    order = orders(len(loads), plan["turns"], plan["seed"])
     for number in range(len(results["turns"]), plan["turns"]):
-        runs = [session.run for session in sessions]
-        results["turns"].append(time_turn(runs, order[number], plan["burst_seconds"]))
+        results["turns"].append(time_turn(loads, order[number], plan["burst_seconds"]))
         temporary = folder / "results.json.part"
         temporary.write_text(json.dumps(results))
         os.replace(str(temporary), str(path))

@@ -47,6 +47,7 @@ class OpenVinoDevice(Device):
     precisions = ("fp32", "bf16", "int8")
     packages = ("openvino", "nncf")
     extra = "openvino"
+    loads_fast = False  # compiles for a fifth of a second
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         super().__init__(threads, precision)

@@ -103,6 +103,7 @@ class RemoteDevice(Device):
 
     def _plan(self, networks: Sequence[tuple[nn.Module | bytes, Shape]], turns: Turns) -> dict[str, Any]:
         """What is to be measured, without the files; `digest` names all of it."""
+        structures = {(id(network), shape): structure(network, shape) for network, shape in _different(networks)}
         plan = {
             "format": measure.PLAN_FORMAT,
             "runtime": self.runtime,
@@ -111,7 +112,9 @@ class RemoteDevice(Device):
             "turns": turns.count,
             "burst_seconds": turns.burst_seconds,
             "seed": turns.seed,
-            "networks": [{"structure": structure(network, shape), "shape": list(shape)} for network, shape in networks],
+            "networks": [
+                {"structure": structures[id(network), shape], "shape": list(shape)} for network, shape in networks
+            ],
         }
         return {**plan, "digest": hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()}
 
@@ -125,18 +128,28 @@ class RemoteDevice(Device):
         """The plan's folder; what it holds already, whole, is left alone. `plan.json` comes last."""
         if (folder / "plan.json").exists():
             return
-        entries = []
-        for number, ((network, shape), entry) in enumerate(zip(networks, plan["networks"], strict=True)):
-            report("converting", number, len(networks))
+        files: dict[tuple[int, Shape], dict[str, str]] = {}
+        different = _different(networks)
+        for number, (network, shape) in enumerate(different):
+            report("converting", number, len(different))
             ((suffix, content),) = self.convert(network, shape).items()
             digest = hashlib.sha256(content).hexdigest()
             file = f"networks/{digest[:16]}{suffix}"  # equal networks share a file
             if not (folder / file).exists():
                 write_atomically(folder / file, content)
-            entries.append({**entry, "file": file, "sha256": digest})
-        report("converting", len(networks), len(networks))
+            files[id(network), shape] = {"file": file, "sha256": digest}
+        report("converting", len(different), len(different))
+        entries = [
+            {**entry, **files[id(network), shape]}
+            for (network, shape), entry in zip(networks, plan["networks"], strict=True)
+        ]
         write_atomically(folder / "measure.py", inspect.getsource(measure))
         write_json(folder / "plan.json", {**plan, "networks": entries})
+
+
+def _different(networks: Sequence[tuple[nn.Module | bytes, Shape]]) -> list[tuple[nn.Module | bytes, Shape]]:
+    """Each network once, of those that are given several times."""
+    return list({(id(network), shape): (network, shape) for network, shape in networks}.values())
 
 
 def structure(network: nn.Module | bytes, input_shape: Shape) -> str:

@@ -13,6 +13,7 @@ from onceforall.devices.measure import orders, time_turn
 from onceforall.errors import InvalidConfiguration
 
 Run = Callable[[], object]
+Load = Callable[[], Run]  # a network made ready
 Turn = NDArray[np.float64]  # milliseconds of each network in one turn
 
 
@@ -36,27 +37,28 @@ class Turns:
 
 
 def time_turns(
-    runs: Sequence[Run],
+    loads: Sequence[Load],
     turns: Turns,
     *,
     done: Sequence[Turn] = (),
     keep: Callable[[Turn], None] = lambda turn: None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> NDArray[np.float64]:
-    """Milliseconds a run, shape [runs, turns]; `done` are the first turns of an interrupted measurement.
+    """Milliseconds a run, shape [networks, turns], each loaded anew in each turn.
 
-    `keep` receives each new turn when it is complete, `report` (bursts done, bursts in all).
+    `done` are the first turns of an interrupted measurement; `keep` receives each new turn when it
+    is complete, `report` (bursts done, bursts in all).
     """
     result = list(done)
-    total = turns.count * len(runs)
-    for number, order in enumerate(orders(len(runs), turns.count, turns.seed)):
+    total = turns.count * len(loads)
+    for number, order in enumerate(orders(len(loads), turns.count, turns.seed)):
         if number >= len(done):
-            before = number * len(runs)
+            before = number * len(loads)
 
             def tell(place: int, before: int = before) -> None:
                 report(before + place, total)
 
-            turn: Turn = np.array(time_turn(runs, order, turns.burst_seconds, tell))
+            turn: Turn = np.array(time_turn(loads, order, turns.burst_seconds, tell))
             result.append(turn)
             keep(turn)
     return np.stack(result, axis=1)

@@ -62,6 +62,7 @@ class TorchDevice(Device):
     title = "torch, eager, this machine's processor"
     precisions = tuple(DTYPES)
     packages = ("torch",)
+    loads_fast = False
     compiled: ClassVar[bool] = False
     target: ClassVar[str] = "cpu"
 

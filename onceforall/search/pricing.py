@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onceforall.cost.model import CostModel, PeakCost
+from onceforall.cost.model import CostModel, PeakCost, SummedCost
 from onceforall.layers import LayerSpec
 from onceforall.space import Rows, SearchSpace
 
 Pricer = Callable[[Rows], NDArray[np.float64]]
+Worth = float | NDArray[np.float64]
+Price = Callable[[Sequence[LayerSpec]], Any]  # the worth of some layers
 
 
 class _Form(NamedTuple):
@@ -27,27 +29,30 @@ class _Form(NamedTuple):
     expands: list[int]
 
 
-class PriceTable:
-    """An additive cost (`model.at` each resolution) or a peak as arrays, indexed by the choices of rows.
+class Parts:
+    """What the parts of networks are worth, as arrays that the choices of rows index. A worth is a number or several.
 
-    `stem[resolution, multiplier]` and `head[resolution, multiplier]` include the constant;
+    `stem[resolution, multiplier]` and `head[resolution, multiplier]`, the first with the constant;
     `blocks[resolution, block, input multiplier, multiplier, 1 + kernel, 1 + expand]` holds 0 where
     kernel and expand are the -1 of a skipped block, and infinity for what a block cannot be.
     """
 
-    def __init__(self, space: SearchSpace, model: CostModel) -> None:
-        self.space, self.peak = space, isinstance(model, PeakCost)
+    def __init__(self, space: SearchSpace, worth: Callable[[int], tuple[Price, Worth]]) -> None:
+        """`worth(resolution)`: the worth of some layers, and the constant."""
+        self.space = space
         units, resolutions = space.units, space.resolutions
         first, last = units[0].width_multipliers, units[-1].width_multipliers
-        self.stem, self.head = np.zeros((len(resolutions), len(first))), np.zeros((len(resolutions), len(last)))
+        own = np.shape(worth(resolutions[0])[1])
+        self.stem = np.zeros((len(resolutions), len(first), *own))
+        self.head = np.zeros((len(resolutions), len(last), *own))
         multipliers, kernels, expands = (
             max(len(getattr(unit, name)) for unit in units) for name in ("width_multipliers", "kernels", "expands")
         )
         shape = (len(resolutions), len(space.block_indices), multipliers, multipliers, kernels + 1, expands + 1)
-        self.blocks = np.full(shape, np.inf)  # what a block cannot be must never look cheap
-        self.blocks[..., 0, 0] = 0
+        self.blocks = np.full((*shape, *own), np.inf)  # what a block cannot be must never look cheap
+        self.blocks[:, :, :, :, 0, 0] = 0
         for r, resolution in enumerate(resolutions):
-            price, constant = _price_of_parts(model, resolution)
+            price, constant = worth(resolution)
             self.stem[r] = [constant + price(space.stem(resolution, m)) for m in first]
             self.head[r] = [price(space.head(resolution, m)) for m in last]
             for block, (u, b) in enumerate(space.block_indices):
@@ -56,13 +61,14 @@ class PriceTable:
         self._units = np.array([u for u, _ in space.block_indices])
         # The unit that a block reads from; the first unit reads the stem, which has no multiplier.
         self._origins = np.array([u - (b == 0) for u, b in space.block_indices])
+        # Flat indices: gathering by six arrays at once takes twice as long.
+        self._steps = [int(np.prod(shape[axis + 1 :])) for axis in range(5)]
 
-    def __call__(self, rows: Rows) -> NDArray[np.float64]:
-        """Cost of each row."""
+    def gather(self, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Worth of the stems [n], the heads [n] and the blocks [n, blocks] of rows."""
         _, kernels, expands, _ = self.space.slices
         resolutions, elastic = rows[:, 0].astype(np.int64), self.blocks.shape[3] > 1
-        # Flat indices: gathering by six arrays at once takes twice as long.
-        by_resolution, by_block, by_before, by_own, by_kernel, _ = np.array(self.blocks.strides) // self.blocks.itemsize
+        by_resolution, by_block, by_before, by_own, by_kernel = self._steps
         choices = rows.astype(np.int64) + 1
         flat = choices[:, kernels] * by_kernel + choices[:, expands] + np.arange(len(self._units)) * by_block
         flat += resolutions[:, None] * by_resolution
@@ -72,8 +78,33 @@ class PriceTable:
             before = np.where(self._origins < 0, 0, multipliers[:, self._origins])
             flat += before * by_before + multipliers[:, self._units] * by_own
             first, last = multipliers[:, 0], multipliers[:, -1]
-        layers = self.blocks.ravel()[flat]
-        stem, head = self.stem[resolutions, first], self.head[resolutions, last]
+        blocks = self.blocks.reshape(-1, *self.blocks.shape[6:])[flat]
+        return self.stem[resolutions, first], self.head[resolutions, last], blocks
+
+
+class SumTable(Parts):
+    """A cost that is a function of sums over layers."""
+
+    def __init__(self, space: SearchSpace, model: SummedCost) -> None:
+        super().__init__(space, lambda resolution: _sums_of_parts(model, resolution))
+        self.model, self._sizes = model, np.array(space.resolutions)
+
+    def __call__(self, rows: Rows) -> NDArray[np.float64]:
+        """Cost of each row."""
+        stem, head, blocks = self.gather(rows)
+        return self.model.of_sums(stem + head + blocks.sum(axis=1), self._sizes[rows[:, 0]])
+
+
+class PriceTable(Parts):
+    """An additive cost (`model.at` each resolution) or a peak."""
+
+    def __init__(self, space: SearchSpace, model: CostModel) -> None:
+        super().__init__(space, lambda resolution: _price_of_parts(model, resolution))
+        self.peak = isinstance(model, PeakCost)
+
+    def __call__(self, rows: Rows) -> NDArray[np.float64]:
+        """Cost of each row."""
+        stem, head, layers = self.gather(rows)
         if self.peak:
             return np.asarray(np.maximum(layers.max(axis=1), np.maximum(stem, head)))
         return np.asarray(stem + head + layers.sum(axis=1))
@@ -142,7 +173,7 @@ class PriceTable:
         return row
 
 
-def _price_of_parts(model: CostModel, resolution: int) -> tuple[Callable[[Sequence[LayerSpec]], float], float]:
+def _price_of_parts(model: CostModel, resolution: int) -> tuple[Price, float]:
     """What some layers add to an additive cost, or what a peak is over them; and the constant."""
     local = model.at(resolution)
     if local is None:
@@ -151,8 +182,16 @@ def _price_of_parts(model: CostModel, resolution: int) -> tuple[Callable[[Sequen
     return lambda layers: sum(map(layer_cost, layers)), local.constant
 
 
+def _sums_of_parts(model: SummedCost, resolution: int) -> tuple[Price, NDArray[np.float64]]:
+    """What some layers add to the sums of a cost, and where those begin."""
+    part, begin = model.parts_at(resolution)
+    return lambda layers: np.sum([part(layer) for layer in layers], axis=0), begin
+
+
 def pricer(space: SearchSpace, model: CostModel) -> Pricer:
     """The fastest way to cost rows of a space with a model."""
     if isinstance(model, PeakCost) or model.at(space.resolutions[0]) is not None:
         return PriceTable(space, model)
+    if isinstance(model, SummedCost):
+        return SumTable(space, model)
     return functools.partial(model.cost_rows, space)

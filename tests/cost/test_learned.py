@@ -42,12 +42,12 @@ def test_it_learns_what_no_sum_over_layers_can_say(space: SearchSpace, networks:
     truth = np.array([overlapping(layers) for layers in networks])
     learned = LearnedLatency.fit(networks[:120], truth[:120], {"name": "gpu"})
     table = LatencyTable.synthetic(space).corrected(networks[:120], truth[:120].tolist())
-    found = Errors.of(learned.predict(networks[120:]), truth[120:])
+    found = Errors.of(learned.costs(networks[120:]), truth[120:])
     summed = Errors.of([table.cost(layers) for layers in networks[120:]], truth[120:])
     assert found.mape < 1
     assert found.mape < summed.mape / 3
     assert found.spearman > summed.spearman
-    assert learned.cost(networks[150]) == pytest.approx(learned.predict(networks)[150])
+    assert learned.cost(networks[150]) == pytest.approx(learned.costs(networks)[150])
 
 
 def test_ten_measurements_adapt_the_table_of_another_device(space: SearchSpace, networks: list[Layers]) -> None:
@@ -58,7 +58,7 @@ def test_ten_measurements_adapt_the_table_of_another_device(space: SearchSpace, 
     truth = np.array([1.3 * other.cost(layers) ** 1.1 + 0.1 for layers in networks])
     adapted = LearnedLatency.fit(networks[:10], truth[:10], {}, other)
     alone = LearnedLatency.fit(networks[:10], truth[:10], {})
-    found, without = (Errors.of(model.predict(networks[10:]), truth[10:]) for model in (adapted, alone))
+    found, without = (Errors.of(model.costs(networks[10:]), truth[10:]) for model in (adapted, alone))
     assert found.spearman > 0.98
     assert found.mape < 2 < without.mape
 
@@ -66,7 +66,8 @@ def test_ten_measurements_adapt_the_table_of_another_device(space: SearchSpace, 
 def test_uncertainty_covers_the_noise(networks: list[Layers]) -> None:
     rng = np.random.default_rng(1)
     truth = np.array([overlapping(layers) for layers in networks]) * np.exp(rng.normal(0, 0.05, len(networks)))
-    predicted, deviation = LearnedLatency.fit(networks[:120], truth[:120], {}).predict_with_uncertainty(networks[120:])
+    model = LearnedLatency.fit(networks[:120], truth[:120], {})
+    predicted, deviation = model.costs(networks[120:]), model.uncertainty(networks[120:])
     inside = np.abs(predicted - truth[120:]) < deviation
     assert 0.5 < inside.mean() < 0.9  # 0.68 of a normal distribution
 
@@ -78,7 +79,7 @@ def test_a_measurement_that_all_others_contradict_is_left_out(networks: list[Lay
     found = LearnedLatency.fit(networks[:100], disturbed[:100], {})
     assert len(found.measured) <= 99
     assert disturbed[50] not in found.measured
-    assert Errors.of(found.predict(networks[100:]), truth[100:]).mape < 1
+    assert Errors.of(found.costs(networks[100:]), truth[100:]).mape < 1
 
 
 def test_a_size_that_it_never_saw_is_out_of_its_domain(networks: list[Layers]) -> None:
@@ -106,7 +107,7 @@ def test_a_file_gives_the_same_latencies(kind: str, space: SearchSpace, networks
     learned.save(tmp_path / "gpu.json")
     again = load_latency(tmp_path / "gpu.json")
     assert isinstance(again, LearnedLatency)
-    assert np.array_equal(again.predict(networks), learned.predict(networks))
+    assert np.array_equal(again.costs(networks), learned.predict(networks))
     assert again.to_json() == learned.to_json()
     assert learned.summary()["networks"] == 40
 

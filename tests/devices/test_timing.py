@@ -9,8 +9,8 @@ from onceforall.errors import InvalidConfiguration
 
 def test_turns_are_bursts_of_each_network_in_changing_order() -> None:
     calls: list[int] = []
-    runs = [lambda i=i: calls.append(i) for i in range(3)]
-    turns = time_turns(runs, Turns(4, 0.0))
+    loads = [lambda i=i: lambda: calls.append(i) for i in range(3)]
+    turns = time_turns(loads, Turns(4, 0.0))
     assert turns.shape == (3, 4)
     assert (turns >= 0).all()
     order = [calls[i] for i in range(0, len(calls), 5)]  # a burst without time: two to warm up, three timed
@@ -28,12 +28,12 @@ def test_a_summary_is_robust_to_one_bad_turn() -> None:
 
 def test_an_interrupted_measurement_goes_on_with_the_next_turn() -> None:
     calls: list[int] = []
-    runs = [lambda i=i: calls.append(i) for i in range(3)]
+    loads = [lambda i=i: lambda: calls.append(i) for i in range(3)]
     kept: list[np.ndarray] = []
-    whole = time_turns(runs, Turns(4, 0.0), keep=kept.append)
+    whole = time_turns(loads, Turns(4, 0.0), keep=kept.append)
     order, calls[:] = list(calls), []
     assert np.array_equal(np.stack(kept, axis=1), whole)
-    again = time_turns(runs, Turns(4, 0.0), done=kept[:3], keep=kept.append)
+    again = time_turns(loads, Turns(4, 0.0), done=kept[:3], keep=kept.append)
     assert np.array_equal(again[:, :3], whole[:, :3])
     assert calls == order[-15:]  # the last turn alone, in its own order
     assert len(kept) == 5

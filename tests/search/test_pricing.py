@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from onceforall.cost.analytic import Parameters, PeakActivationMemory, PeakConvolutionMemory
-from onceforall.cost.latency import LatencyTable
+from onceforall.cost.latency import LatencyTable, LatencyTables
+from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.model import AdditiveCost, CostModel
 from onceforall.layers import LayerSpec
-from onceforall.search.pricing import PriceTable, pricer
+from onceforall.search.pricing import PriceTable, SumTable, pricer
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import InvertedResidualSpace
 from onceforall.spaces.resnet50d import ResNetSpace
@@ -27,6 +28,22 @@ def test_prices_of_rows_equal_costs_of_layers(kind: str, space: SearchSpace, rng
     rows = space.sample_rows(50, rng)
     expected = [model.cost(space.lower(arch)) for arch in space.from_rows(rows)]
     np.testing.assert_allclose(pricer(space, model)(rows), expected)
+
+
+@pytest.mark.parametrize("based", ["MACs", "a table", "tables by resolution"])
+def test_learned_latencies_of_rows_equal_those_of_layers(
+    based: str, space: SearchSpace, rng: np.random.Generator
+) -> None:
+    table = replace(LatencyTable.synthetic(space, overhead_ms=0.02), constant=0.1)
+    tables = LatencyTables({size: table for size in space.resolutions})
+    base = {"MACs": None, "a table": table, "tables by resolution": tables}[based]
+    ends = [space.restrict(resolutions=[size]).largest() for size in (space.resolutions[0], space.resolutions[-1])]
+    networks = [space.lower(arch) for arch in (*ends, *space.from_rows(space.sample_rows(20, rng)))]
+    model = LearnedLatency.fit(networks, [table.cost(layers) ** 0.9 for layers in networks], {}, base)
+    rows = space.sample_rows(50, rng)
+    price = pricer(space, model)
+    assert isinstance(price, SumTable)
+    np.testing.assert_allclose(price(rows), [model.cost(space.lower(arch)) for arch in space.from_rows(rows)])
 
 
 def test_a_constant_is_counted_once(tiny_space: SearchSpace, rng: np.random.Generator) -> None:
