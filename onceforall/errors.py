@@ -46,5 +46,9 @@ class TrainingDiverged(OFAError, ArithmeticError):
     """The loss is no longer a number; the last checkpoint is untouched."""
 
 
+class BrokenClaim(OFAError, AssertionError):
+    """Something that a manifest says does not hold when it is repeated."""
+
+
 class MeasurementPending(OFAError, RuntimeError):
     """A measurement is to be made on another machine; the message says what to carry there and back."""

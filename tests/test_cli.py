@@ -23,7 +23,7 @@ from onceforall.predict import labels as labels_module
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.space import SearchSpace
 
-COMMANDS = ("train", "finetune", "label", "import", "profile", "devices", "search", "specialize")
+COMMANDS = ("train", "finetune", "label", "import", "profile", "devices", "search", "specialize", "verify")
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_the_whole_road(road: CliRunner, tmp_path: Path) -> None:
     for folder in ("alone", "tuned"):
         network = load_network(tmp_path / folder / "network.safetensors")
         assert network.architecture.to_json() == found["architecture"]
-    stdout = run(road, "specialize", "--model", model, *table, "--budget", "1000 ms", "--out", tmp_path / "out")
+    stdout = run(road, "specialize", "--model", model, *table, "--latency", "1000 ms", "--out", tmp_path / "out")
     summary = json.loads(stdout.splitlines()[-1])
     assert [network["role"] for network in summary["networks"]] == ["largest", "searched", "uniform"]
     stdout = run(
@@ -110,14 +110,18 @@ def test_the_whole_road(road: CliRunner, tmp_path: Path) -> None:
         "manifest.json",
         "latency.json",
         "front.png",
-        "largest.onnx",
-        "searched-1000ms.onnx",
-        "uniform-1000ms.onnx",
+        "MODEL_CARD.md",
+        "largest/onnxruntime-fp32.onnx",
+        "searched-1000ms/onnxruntime-fp32.onnx",
+        "uniform-1000ms/onnxruntime-fp32.onnx",
     ):
         assert (tmp_path / "out" / name).stat().st_size > 0
+    assert not (tmp_path / "out" / "steps.jsonl").exists()
+    stdout = run(road, "verify", tmp_path / "out", "--model", model)
+    assert json.loads(stdout.splitlines()[-1])["verified"] >= 3 * 6
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "devices"])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("devices", "verify")])
 def test_help_explains_every_option(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0

@@ -1,4 +1,4 @@
-"""Commands that make networks for a device: specialize."""
+"""Commands that make networks for a device: specialize, verify."""
 
 from __future__ import annotations
 
@@ -20,49 +20,85 @@ from onceforall.cli.common import (
     notify,
     read_architecture,
 )
-from onceforall.cost.latency import LatencyTable
+from onceforall.cost.analytic import PeakActivationMemory, WeightBytes
+from onceforall.cost.latency import LatencyTables
+from onceforall.cost.saved import load_latency
 from onceforall.data.sources import open_data
+from onceforall.deploy.manifest import read_manifest
 from onceforall.deploy.specialize import specialize as run_specialize
+from onceforall.deploy.verify import verify as run_verify
 from onceforall.devices import by_name
+from onceforall.devices.device import Device as DeviceType
+from onceforall.errors import BrokenClaim, DataUnavailable, InvalidConfiguration, OFAError
 from onceforall.files import sha256, write_json
 from onceforall.report.progress import Steps
+
+# What people call the files, and the runtime that they are verified in.
+FORMATS = {"onnx": "onnxruntime", "tflite": "litert", "pte": "executorch", "pt2": "torch", "ir": "openvino"}
 
 
 @app.command()
 def specialize(
-    out: Annotated[Path, typer.Option(help="Folder for the ONNX files, manifest.json, latency.json and front.png.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the networks, manifest.json, MODEL_CARD.md, latency.json and front.png.")
+    ],
     model: Model = "cifar10",
     data: Data = "cifar10",
     device: Device = "onnxruntime",
     threads: Threads = 1,
-    budget: Annotated[
+    latency: Annotated[
         list[str] | None,
         typer.Option(
-            help='Latency, as "0.5 ms" or "60%" of the largest network; repeat it.', show_default="40%, 60%, 80%"
+            help='Budget, as "0.5 ms" or "60%" of the largest network; repeat it.', show_default="40%, 60%, 80%"
         ),
     ] = None,
+    memory: Annotated[float | None, typer.Option(help="Bound on peak fp32 activation memory, in KiB.")] = None,
+    weights: Annotated[float | None, typer.Option(help="Bound on the fp32 weights, in KiB.")] = None,
     result: Annotated[
         list[Path] | None,
         typer.Option(help="Result of `ofa search`, specialised as it is; repeat it. No budgets then but those given."),
     ] = None,
     table: Annotated[
-        Path | None, typer.Option(help="Latency table of `ofa profile`.", show_default="build one now")
+        Path | None, typer.Option(help="Latency model of `ofa profile`.", show_default="measure one now")
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8 or bf16, as well as fp32: the faster one that is accurate enough is used.")
+    ] = None,
+    max_drop: Annotated[float, typer.Option(help="Points of top-1 that a quantised network may lose.")] = 0.5,
+    quantized_labels: Annotated[
+        int, typer.Option(help="Sub-networks to label in the --quantize precision, to correct the predictor.")
+    ] = 0,
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Further runtimes to export to and verify in, as openvino, litert:int8, executorch, ncnn, torch (or "
+            "by their files: onnx, ir, tflite, pte, pt2); repeat it."
+        ),
     ] = None,
     candidates: Annotated[int, typer.Option(help="Best networks of a search to measure on the label images.")] = 4,
     seed: Seed = 0,
 ) -> None:
-    """From latency budgets to measured ONNX files: search, extract, recalibrate, export, verify.
+    """From latency budgets to measured files (ONNX and others): search, extract, recalibrate, export, quantise, verify.
 
-    Prints a table of what was promised and what was measured, and one line of JSON last.
+    Prints what was promised and what was measured, and one line of JSON last. Interrupted, the same command goes on.
     """
     from onceforall.report import plots, tables  # matplotlib: only here
 
-    write_json(out / "manifest.json", {"state": "running"})  # fails now, not after minutes, where it cannot be written
-    loaded = LatencyTable.load(table) if table else None
+    # Fails now, not after minutes, where the folder cannot be written.
+    write_json(out / "manifest.json", {"state": "running"})
+    loaded = load_latency(table) if table else None
+    if isinstance(loaded, LatencyTables):
+        raise InvalidConfiguration(f"--table {table}: tables by resolution; give one of `ofa profile`")
     given = [read_architecture(path) for path in result or ()]
+    targets = [_target(text, threads) for text in export or ()]
     entry = load_model(model)
     images = open_data(data, notify)
     about = {"name": entry.name, "sha256": sha256(entry.folder / "supernet.safetensors")}
+    limits = [
+        cost.at_most(1024 * bound)
+        for cost, bound in ((PeakActivationMemory(), memory), (WeightBytes(), weights))
+        if bound is not None
+    ]
     with Steps(console) as report:
         found = run_specialize(
             entry.supernet,
@@ -70,9 +106,14 @@ def specialize(
             images,
             by_name(device, threads),
             out,
-            budgets=budget or (() if given else ("40%", "60%", "80%")),
+            budgets=latency or (() if given else ("40%", "60%", "80%")),
             architectures=given,
+            limits=limits,
             table=loaded,
+            quantize=quantize,
+            max_drop=max_drop,
+            quantized_labels=quantized_labels,
+            exports=targets,
             candidates=candidates,
             seed=seed,
             about=about,
@@ -80,6 +121,52 @@ def specialize(
         )
     plots.front(found, entry.supernet.space, out / "front.png")
     console.print(tables.networks(found))
+    if any(len(network.exports) > 1 for network in found.networks):
+        console.print(tables.exports(found))
     console.print(tables.quality(found))
-    console.print(f"Written to [bold]{out}[/]: ONNX files, manifest.json, latency.json, front.png")
+    console.print(f"Written to [bold]{out}[/]: networks, manifest.json, MODEL_CARD.md, latency.json, front.png")
     typer.echo(json.dumps(found.summary()))
+
+
+def _target(text: str, threads: int) -> DeviceType:
+    """A runtime to export to: NAME or NAME:PRECISION."""
+    name, _, precision = text.partition(":")
+    return by_name(FORMATS.get(name, name), threads, precision or "fp32")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of `ofa specialize`.")],
+    model: Annotated[
+        str | None, typer.Option(help="The source supernet, for parity.", show_default="the manifest's")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="As for `ofa specialize`: for accuracies.", show_default="the manifest's")
+    ] = None,
+) -> None:
+    """Repeat every claim of a manifest that can be repeated here; fail at the first that does not hold."""
+    manifest, _ = read_manifest(folder)
+    entry = images = None
+    try:
+        entry = load_model(model or str(manifest["supernet"].get("name")), labels=False)
+    except OFAError as problem:
+        if model:
+            raise
+        notify(f"no source supernet, so no parity with torch (give --model): {problem}")
+    try:
+        images = open_data(data or str(manifest["data"].get("name")), notify)
+    except (DataUnavailable, InvalidConfiguration) as problem:
+        if data:
+            raise
+        notify(f"no data set, so no accuracies (give --data): {problem}")
+    digest = sha256(entry.folder / "supernet.safetensors") if entry else None
+    repeated = skipped = 0
+    try:
+        for claim in run_verify(folder, images, entry.supernet if entry else None, digest):
+            repeated, skipped = repeated + claim.repeated, skipped + (not claim.repeated)
+            sign = "[green]holds[/]  " if claim.repeated else "[yellow]not here[/]"
+            console.print(f"{sign} {claim.about}: {claim.stated}; here: {claim.found}", highlight=False)
+    except BrokenClaim as broken:
+        console.print(f"[red]broken[/]   {broken}", highlight=False)
+        raise
+    typer.echo(json.dumps({"verified": repeated, "not_repeated": skipped}))

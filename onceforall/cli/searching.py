@@ -18,7 +18,7 @@ from onceforall.cost.model import Constraint, CostModel
 from onceforall.cost.profile import measure_latency, whole_network
 from onceforall.cost.saved import load_latency
 from onceforall.data.sources import open_data
-from onceforall.deploy.specialize import parse_budget
+from onceforall.deploy.budgets import parse_budget
 from onceforall.devices import by_name
 from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import measure_top1

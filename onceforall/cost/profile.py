@@ -241,9 +241,15 @@ def _validated(model: M, kinds: Sequence[str], networks: Sequence[Layers], measu
 
 
 def _fitting(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Architecture]:
-    """The smallest and largest networks of the smallest and largest resolution first, then random ones."""
+    """The smallest and largest networks of the smallest and largest resolution first, some uniform, the rest random.
+
+    Random networks are all much alike: those that a search ends at, or a person picks, are further out.
+    """
     ends = [space.restrict(resolutions=[size]) for size in (space.resolutions[0], space.resolutions[-1])]
-    return _random(space, count, rng, [arch for end in ends for arch in (end.smallest(), end.largest())])
+    begin = dict.fromkeys(arch for end in ends for arch in (end.smallest(), end.largest()))
+    uniforms = [arch for arch in space.uniforms() if arch not in begin]
+    chosen = rng.permutation(len(uniforms))[: min(count // 3, len(uniforms) // 2)]
+    return _random(space, count, rng, [*begin, *(uniforms[index] for index in chosen)])
 
 
 def _judging(

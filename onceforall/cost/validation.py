@@ -18,7 +18,7 @@ class Errors:
     """Predictions against measurements of `networks` networks, errors in percent of what was measured.
 
     mape: mean absolute error; bias: mean signed error; worst: largest absolute error; within_5,
-    within_10: share of networks within so many percent, in percent; spearman: rank correlation.
+    within_10: share of networks within so many percent, in percent; spearman: rank correlation, 0 where nothing varies.
     """
 
     networks: int
@@ -43,7 +43,7 @@ class Errors:
             float(np.abs(errors).max()),
             float(100 * (np.abs(errors) <= 5).mean()),
             float(100 * (np.abs(errors) <= 10).mean()),
-            float(spearmanr(p, m).statistic),
+            float(spearmanr(p, m).statistic) if np.ptp(p) and np.ptp(m) else 0.0,
         )
 
     def __str__(self) -> str:

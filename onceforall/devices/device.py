@@ -67,6 +67,8 @@ class Device(ABC):
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     packages: ClassVar[tuple[str, ...]] = ()  # distributions that it needs beyond torch
     extra: ClassVar[str | None] = None  # of onceforall, which installs them
+    is_here: ClassVar[bool] = True  # what it measures is this machine
+    keeps_layers: ClassVar[bool] = False  # `convert` can leave layers of a quantised network in floating point
     loads_fast: ClassVar[bool] = True  # a network is loaded anew for every burst; else once, and kept
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
@@ -122,12 +124,20 @@ class Device(ABC):
             known = id(network), shape
             if known not in converted:
                 converted[known] = self.convert(network, shape)
-            load = partial(self._ready, converted[known], shape)
-            loads.append(load if self.loads_fast else partial(_same, load()))
+            loads.append(self.loader(converted[known], shape))
         report("preparing", len(networks), len(networks))
         return time_turns(
             loads, turns, done=done, keep=keep, report=lambda count, total: report("timing", count, total)
         )
+
+    def loader(self, files: Files, input_shape: Shape) -> Load:
+        """What makes files ready to be timed with random numbers: anew for every burst, or once where that is slow."""
+        load = partial(self._ready, files, input_shape)
+        return load if self.loads_fast else partial(_same, load())
+
+    def at(self, precision: str) -> Device:
+        """The same device in another precision. Raises InvalidConfiguration where it has none such."""
+        return type(self)(self.threads, precision)
 
     def _ready(self, files: Files, input_shape: Shape) -> Run:
         session = self.load(files, input_shape)

@@ -41,6 +41,7 @@ class RemoteDevice(Device):
 
     name = "remote"
     title = "a runtime on another machine, by a plan that is carried there"
+    is_here = False
 
     def __init__(
         self, folder: str | Path, runtime: str = "onnxruntime", threads: int = 1, precision: str = "fp32"
@@ -54,6 +55,9 @@ class RemoteDevice(Device):
         self.precisions = self._local.precisions  # type: ignore[misc]
         super().__init__(threads, precision)
         self._machine: Mapping[str, Any] = {}
+
+    def at(self, precision: str) -> RemoteDevice:
+        return RemoteDevice(self.folder, self.runtime, self.threads, precision)
 
     def describe(self) -> dict[str, Any]:
         """What measured the last results read; before any, the runtime alone."""

@@ -15,7 +15,7 @@ def networks(result: Specialization) -> Table:
     """One row a network: what was asked, promised and measured."""
     device = result.device
     table = Table(title=f"Specialised for {device['runtime']}, {device['threads']} thread(s), {device['processor']}")
-    headers = ("", "budget (ms)", "pred. ms", "meas. ms", "pred. %", "test %", "MMACs", "Mpar.", "px")
+    headers = ("", "budget (ms)", "pred. ms", "meas. ms", "pred. %", "test %", "MMACs", "Mpar.", "px", "use")
     for header in headers:
         table.add_column(header, justify="right" if header else "left", no_wrap=header in ("", "budget (ms)"))
     for network in result.networks:
@@ -30,9 +30,34 @@ def networks(result: Specialization) -> Table:
             f"{network.macs / 1e6:.2f}",
             f"{network.params / 1e6:.3f}",
             str(network.architecture.resolution),
+            network.export.precision + (" mixed" if network.export.kept else ""),
             style="bold" if network.role in ("searched", "given") else None,
             end_section=network.role != "searched",
         )
+    return table
+
+
+def exports(result: Specialization) -> Table:
+    """One row an export: size, accuracy and latency of its files in their runtime, how far they are from torch."""
+    table = Table(title="Every export, measured in its runtime")
+    for header in ("", "runtime", "KiB", "test %", "drop", "as torch %", "parity", "ms", "of fp32"):
+        table.add_column(header, justify="right" if header not in ("", "runtime") else "left", no_wrap=header == "")
+    for network in result.networks:
+        for index, export in enumerate(network.exports):
+            plain = next((e for e in network.exports if e.device == export.device and e.precision == "fp32"), export)
+            table.add_row(
+                network.name if not index else "",
+                export.name,
+                f"{export.bytes / 1024:.0f}",
+                f"{export.test_top1:.2f}",
+                f"{plain.test_top1 - export.test_top1:.2f}",
+                f"{export.agreement:.2f}",
+                f"{export.parity:.1e}",
+                f"{export.latency_ms:.3f}",
+                f"{export.latency_ms / plain.latency_ms:.2f}",
+                style="bold" if index == network.chosen else None,
+                end_section=index == len(network.exports) - 1,
+            )
     return table
 
 

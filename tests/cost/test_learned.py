@@ -107,7 +107,7 @@ def test_a_file_gives_the_same_latencies(kind: str, space: SearchSpace, networks
     learned.save(tmp_path / "gpu.json")
     again = load_latency(tmp_path / "gpu.json")
     assert isinstance(again, LearnedLatency)
-    assert np.array_equal(again.costs(networks), learned.predict(networks))
+    assert np.array_equal(again.costs(networks), learned.costs(networks))
     assert again.to_json() == learned.to_json()
     assert learned.summary()["networks"] == 40
 

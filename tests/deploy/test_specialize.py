@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 from onceforall.cost.analytic import macs
 from onceforall.cost.latency import LatencyTable
 from onceforall.data.dataset import ImageData
-from onceforall.deploy.manifest import Network, Specialization
-from onceforall.deploy.specialize import PARITY, _Job, parse_budget, specialize
+from onceforall.deploy.budgets import parse_budget
+from onceforall.deploy.exporting import PARITY
+from onceforall.deploy.job import Job
+from onceforall.deploy.manifest import Export, Network, Specialization
+from onceforall.deploy.specialize import specialize
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration, UnwritableOutput
 from onceforall.evaluate import measure_top1, specialised
@@ -44,10 +48,14 @@ def table(supernet: Supernet) -> LatencyTable:
     return LatencyTable.synthetic(supernet.space)
 
 
-def too_slow(networks: list[Network]) -> None:
-    """A clock for tests: 3 % slower than the table says, so that tight choices break their budget at first."""
-    for network in networks:
-        network.measured_latency_ms, network.latency_spread_ms = 1.03 * network.predicted_latency_ms, 0.0
+def slower(factor: float) -> Callable[[Job, Sequence[tuple[Network, Export]]], None]:
+    """A clock for tests: slower than the table says, so that tight choices break their budget at first."""
+
+    def time(job: Job, exports: Sequence[tuple[Network, Export]]) -> None:
+        for network, export in exports:
+            export.latency_ms, export.latency_spread_ms = factor * network.predicted_latency_ms, 0.0
+
+    return time
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +68,7 @@ def result(
 ) -> tuple[Specialization, Path]:
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Job, "measure_latency", lambda self, networks: too_slow(networks))
+        patch.setattr(Job, "time", slower(1.03))
         found = specialize(
             supernet, labels, tiny_data, OnnxRuntimeDevice(), out, budgets=BUDGETS, table=table, candidates=2
         )
@@ -75,7 +83,7 @@ def test_every_kind_of_space_is_specialised(
         Label(kind, arch, 20 + 10 * float(np.log10(macs(space.lower(arch)))))
         for kind, arch in plan(space, 20, seed=0, uniform=True)
     ]
-    monkeypatch.setattr(_Job, "measure_latency", lambda self, networks: too_slow(networks))
+    monkeypatch.setattr(Job, "time", slower(1.03))
     found = specialize(
         Supernet(space), rows, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("80%",),
         table=LatencyTable.synthetic(space), candidates=1,
@@ -83,8 +91,8 @@ def test_every_kind_of_space_is_specialised(
     assert [network.role for network in found.networks] == ["largest", "searched", "uniform"]
     for network in found.networks:
         assert network.budget_met is not False
-        assert (tmp_path / network.file).is_file()
-        assert network.parity <= PARITY
+        assert all((tmp_path / file.path).is_file() for file in network.export.files)
+        assert network.export.parity <= PARITY
 
 
 def test_every_budget_has_a_searched_and_a_uniform_network(result: tuple[Specialization, Path]) -> None:
@@ -108,11 +116,7 @@ def test_a_budget_that_cannot_be_held_is_reported_as_missed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def ten_times_too_slow(job: _Job, networks: list[Network]) -> None:
-        for network in networks:
-            network.measured_latency_ms, network.latency_spread_ms = 10 * network.predicted_latency_ms, 0.0
-
-    monkeypatch.setattr(_Job, "measure_latency", ten_times_too_slow)
+    monkeypatch.setattr(Job, "time", slower(10))
     found = specialize(supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("10%",), table=table)
     searched = found.networks[1]
     assert searched.budget_met is False
@@ -127,20 +131,26 @@ def test_the_real_clock(
     )
     for network in found.networks:
         assert 0 < network.measured_latency_ms < 1000
-        assert network.latency_spread_ms >= 0
+        assert network.export.latency_spread_ms >= 0
 
 
 def test_files_are_what_the_manifest_says(result: tuple[Specialization, Path]) -> None:
     found, out = result
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest == json.loads(json.dumps(found.to_json()))
-    for network in manifest["networks"]:
-        path = out / network["file"]
-        assert sha256(path) == network["sha256"]
-        assert path.stat().st_size == network["bytes"]
-    assert LatencyTable.load(out / manifest["latency_table"]["file"]) == found.table
+    files = [file for network in manifest["networks"] for export in network["exports"] for file in export["files"]]
+    assert len(files) == 5
+    for file in files:
+        assert sha256(out / file["path"]) == file["sha256"]
+        assert (out / file["path"]).stat().st_size == file["bytes"]
+    assert LatencyTable.load(out / manifest["latency_model"]["file"]) == found.table
     assert manifest["data"]["splits"] == {"train": 540, "calibrate": 30, "label": 60, "test": 100}
-    assert manifest["units"]["top1"] == "percent"
+    kinds = [manifest["networks"][1][key] for key in ("predicted_latency", "predicted_top1", "label_top1")]
+    assert [(number["unit"], number["kind"]) for number in kinds] == [
+        ("ms", "predicted"),
+        ("percent", "predicted"),
+        ("percent", "measured"),
+    ]
 
 
 def test_accuracy_is_that_of_the_recalibrated_network_on_all_test_images(
@@ -149,7 +159,8 @@ def test_accuracy_is_that_of_the_recalibrated_network_on_all_test_images(
     for network in result[0].networks:
         expected = measure_top1(supernet, network.architecture, tiny_data, "test")
         assert network.test_top1 == pytest.approx(expected, abs=1.01)  # one image of 100 may tie
-        assert network.parity <= 1e-4
+        assert network.export.parity <= 1e-4
+        assert network.export.agreement == 100
 
 
 def test_the_exported_file_alone_gives_the_same_logits(
@@ -159,7 +170,9 @@ def test_the_exported_file_alone_gives_the_same_logits(
 
     network = result[0].networks[1]
     images = tiny_data.images("test", network.architecture.resolution)
-    session = onnxruntime.InferenceSession(str(result[1] / network.file), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(result[1] / network.export.files[0].path), providers=["CPUExecutionProvider"]
+    )
     plain = specialised(supernet, network.architecture, tiny_data)
     with torch.inference_mode():
         expected = plain(images[:1]).numpy()

@@ -35,7 +35,7 @@ def test_learned_latencies_of_rows_equal_those_of_layers(
     based: str, space: SearchSpace, rng: np.random.Generator
 ) -> None:
     table = replace(LatencyTable.synthetic(space, overhead_ms=0.02), constant=0.1)
-    tables = LatencyTables({size: table for size in space.resolutions})
+    tables = LatencyTables(dict.fromkeys(space.resolutions, table))
     base = {"MACs": None, "a table": table, "tables by resolution": tables}[based]
     ends = [space.restrict(resolutions=[size]).largest() for size in (space.resolutions[0], space.resolutions[-1])]
     networks = [space.lower(arch) for arch in (*ends, *space.from_rows(space.sample_rows(20, rng)))]

@@ -1,0 +1,304 @@
+"""The steps of one specialisation: which precision, which networks, which of their exports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onceforall.architecture import Architecture
+from onceforall.cost.analytic import macs, params
+from onceforall.cost.latency import LatencyTable, Timing
+from onceforall.cost.learned import LearnedLatency
+from onceforall.cost.model import Constraint
+from onceforall.cost.profile import WHOLE, image_shape, random_network
+from onceforall.data.dataset import Data
+from onceforall.deploy.exporting import PARITY, Exporter, read_files
+from onceforall.deploy.manifest import Export, Network, Role, number
+from onceforall.deploy.steps import FinishedSteps
+from onceforall.devices.device import Device
+from onceforall.devices.timing import Load, Turns, summarise, time_turns
+from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
+from onceforall.evaluate import top1
+from onceforall.nn.supernet import Supernet
+from onceforall.predict.accuracy import MLPPredictor, PredictorQuality, assess
+from onceforall.predict.corrected import CorrectedPredictor
+from onceforall.predict.labels import Label, training_pairs
+from onceforall.search.evolution import search
+
+ATTEMPTS = 4
+COMPARED = 6  # random networks that tell, beside the smallest and the largest, which precision is faster
+ENDS = (2, 2)  # first and last layers of a network that may stay in floating point
+QUANTIZED = ("int8", "bf16")
+
+
+class Job:
+    """What the steps share. `target` is the device in the precision that searches are for."""
+
+    table: LatencyTable | LearnedLatency
+    predictor: MLPPredictor
+    quality: PredictorQuality
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        labels: Sequence[Label],
+        data: Data,
+        device: Device,
+        out: Path,
+        done: FinishedSteps,
+        *,
+        limits: Sequence[Constraint],
+        quantize: str | None,
+        max_drop: float,
+        candidates: int,
+        seed: int,
+        report: Callable[[str, int, int], None],
+    ) -> None:
+        if quantize is not None and quantize not in QUANTIZED:
+            raise InvalidConfiguration(f"quantize {quantize!r}: choices are {', '.join(QUANTIZED)}")
+        if quantize is not None and device.precision != "fp32":
+            raise InvalidConfiguration(f"quantize {quantize!r} on a device in {device.precision}: give one in fp32")
+        if not max_drop >= 0:
+            raise InvalidConfiguration(f"max_drop {max_drop}: expected points of top-1, at least 0")
+        self.supernet, self.labels, self.data, self.done = supernet, labels, data, done
+        self.out, self.candidates, self.seed, self.report = out, candidates, seed, report
+        self.space, self.limits, self.max_drop = supernet.space, list(limits), max_drop
+        self.device = self.target = device
+        self.low = device.at(quantize) if quantize else None
+        self.exporter = Exporter(supernet, data, out)
+        self.label_top1 = {label.architecture: label.top1 for label in labels}
+        self.correction: CorrectedPredictor | None = None
+        self.further: dict[tuple[str, str], Device] = {}
+
+    # The twins
+
+    def fit(self) -> None:
+        """The accuracy predictor, and how good it is."""
+        archs, accuracies = training_pairs(self.labels)
+        self.quality = assess(MLPPredictor(self.space, seed=self.seed), self.space, archs, accuracies, seed=self.seed)
+        self.predictor = MLPPredictor(self.space, seed=self.seed).fit(archs, accuracies)
+
+    def choose_precision(self) -> dict[str, Any] | None:
+        """Which precision the searches are for: the quantised one if it is faster. What was found, for the manifest."""
+        low = self.low
+        if low is None:
+            return None
+
+        def compare() -> dict[str, Any]:
+            rng = np.random.default_rng(self.seed)
+            chosen = [self.space.smallest(), self.space.largest(), *(self.space.sample(rng) for _ in range(COMPARED))]
+            loads: list[Load] = []
+            for index, arch in enumerate(chosen):
+                self.report("which precision is faster", index, len(chosen))
+                network, shape = random_network(self.space.lower(arch)), image_shape(arch)
+                loads += [device.loader(device.convert(network, shape), shape) for device in (low, self.device)]
+            ms = np.median(time_turns(loads, Turns(9, 0.02, self.seed)), axis=1).reshape(-1, 2)
+            self.report("which precision is faster", len(chosen), len(chosen))
+            return {
+                "precision": low.precision,
+                "latency_ratio": number(float(np.median(ms[:, 0] / ms[:, 1])), "of fp32", "measured"),
+                "networks": len(chosen),
+            }
+
+        found = self.done.once(f"precision {low.precision}", compare)
+        faster = found["latency_ratio"]["value"] < 1
+        self.target = low if faster else self.device
+        verdict = "faster than fp32" if faster else "no faster than fp32: searched for fp32, exported in both"
+        return {**found, "verdict": verdict}
+
+    def correct_predictor(self, count: int) -> None:
+        """Label sub-networks in the target's precision, on the device, and learn what that costs."""
+        archs = [label.architecture for label in self.labels]
+        order = np.argsort([label.top1 for label in self.labels])
+        chosen = [archs[i] for i in order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]]
+        drops = []
+        for index, arch in enumerate(chosen):
+            self.report(f"accuracy in {self.target.precision}", index, len(chosen))
+            drops.append(self._label_top1(arch, self.target) - self.label_top1[arch])
+        self.report(f"accuracy in {self.target.precision}", len(chosen), len(chosen))
+        self.correction = CorrectedPredictor(self.predictor).fit(chosen, drops)
+
+    # Networks
+
+    def network(self, role: Role, budget: str | None, budget_ms: float | None, arch: Architecture) -> Network:
+        """Extract, calibrate and export one architecture."""
+        layers = self.space.lower(arch)
+        predicted = float((self.correction or self.predictor).predict([arch])[0])
+        fp32_top1 = self.label_top1.get(arch, math.nan)
+        network = Network(
+            role, budget, budget_ms, arch, macs(layers), params(layers), self.table.cost(layers), predicted, fp32_top1
+        )
+        network.exports = [self._export(network.name, arch, device, kept) for device, kept in self._variants(arch)]
+        return network
+
+    def searched(self, budget: str, budget_ms: float, bound: float) -> Network:
+        """The best of the search's candidates by measured label top-1, in the precision that it is for."""
+        constraints = [self.table.at_most(bound), *self.limits]
+        accuracy = self.correction or self.predictor
+        result = search(self.space, accuracy, constraints, seed=self.seed, keep=self.candidates)
+        ranked = [result.architecture, *result.runners_up]
+        best = max(ranked, key=lambda arch: self._label_top1(arch, self.target))
+        return self.network("searched", budget, budget_ms, best)
+
+    def uniform(self, budget: str, budget_ms: float, bound: float) -> Network:
+        """The best uniform network within the bound: by measured label top-1, or predicted where none is labelled."""
+        costs = {arch: self.table.cost(self.space.lower(arch)) for arch in self.space.uniforms() if self._within(arch)}
+        within = [arch for arch, cost in costs.items() if cost <= bound]
+        if not within:
+            least = min(costs.values(), default=math.nan)
+            raise InfeasibleConstraint(
+                f"latency <= {bound:.4g} ms cannot be met by a uniform network: the smallest needs {least:.4g} ms",
+                least,
+            )
+        measured = [arch for arch in within if arch in self.label_top1]
+        if measured:
+            best = max(measured, key=self.label_top1.__getitem__)
+        else:
+            best = within[int(np.argmax(self.predictor.predict(within)))]
+        return self.network("uniform", budget, budget_ms, best)
+
+    def _within(self, arch: Architecture) -> bool:
+        layers = self.space.lower(arch)
+        return all(constraint.model.cost(layers) <= constraint.bound for constraint in self.limits)
+
+    # Exports
+
+    def _variants(self, arch: Architecture) -> list[tuple[Device, tuple[int, ...]]]:
+        """Device and kept layers of each export that may be the one to use."""
+        if self.low is None:
+            return [(self.device, ())]
+        found: list[tuple[Device, tuple[int, ...]]] = [(self.low, ()), (self.device, ())]
+        if self.low.precision == "int8" and self.low.keeps_layers:
+            count = len(self.space.lower(arch))
+            found.insert(1, (self.low, (*range(ENDS[0]), *range(count - ENDS[1], count))))
+        return found
+
+    def _export(self, name: str, arch: Architecture, device: Device, kept: Sequence[int] = ()) -> Export:
+        export = self.exporter.export(name, arch, device, kept)
+        if self.low is not None:
+            export.label_top1 = self._label_top1(arch, device, kept)
+        return export
+
+    def _label_top1(self, arch: Architecture, device: Device, kept: Sequence[int] = ()) -> float:
+        """Measured on the label images: in torch for fp32, else by the files in their runtime."""
+        if device.precision == "fp32":
+            if arch not in self.label_top1:
+                batches = self.data.batches("label", arch.resolution)
+                step = f"label fp32 {arch}"
+                self.label_top1[arch] = self.done.once(step, lambda: top1(self.exporter.plain(arch), batches))
+            return self.label_top1[arch]
+        return self.done.once(
+            f"label {device.name} {device.precision} {list(kept)} {arch}",
+            lambda: self.exporter.judge(arch, device, self.exporter.convert(arch, device, kept), "label").top1,
+        )
+
+    def hold_budgets(self, networks: list[Network]) -> list[Network]:
+        """Measure latencies together; replace what breaks its budget by a choice under a tighter bound."""
+        bounds = [network.budget_ms for network in networks]
+        for attempt in range(ATTEMPTS):
+            self.report("latency on the device", attempt, ATTEMPTS)
+            self.measure_latency(networks)
+            broken = [index for index, network in enumerate(networks) if network.budget_met is False]
+            if not broken or attempt == ATTEMPTS - 1:
+                break
+            for index in broken:
+                old = networks[index]
+                assert old.budget is not None
+                assert old.budget_ms is not None
+                bound = (bounds[index] or 0.0) * 0.995 * old.budget_ms / old.measured_latency_ms
+                note = (
+                    f"{old.architecture}: measured {old.measured_latency_ms:.4f} ms, bound tightened to {bound:.4f} ms"
+                )
+                choose = self.searched if old.role == "searched" else self.uniform
+                try:
+                    new = choose(old.budget, old.budget_ms, bound)
+                except InfeasibleConstraint:
+                    old.attempts.append(f"{note}: nothing smaller")
+                    continue
+                new.attempts = [*old.attempts, note]
+                networks[index], bounds[index] = new, bound
+        self.report("latency on the device", ATTEMPTS, ATTEMPTS)
+        return networks
+
+    def measure_latency(self, networks: Sequence[Network]) -> None:
+        """Interleaved timings of all exports; each network's export to use follows from them."""
+        self.time([(network, export) for network in networks for export in network.exports])
+        for network in networks:
+            network.chosen = self.choice(network)
+
+    def time(self, exports: Sequence[tuple[Network, Export]]) -> None:
+        """Latency of exported files, interleaved."""
+        if not exports:
+            return
+        for (_, export), timing in zip(exports, self._timings(exports), strict=True):
+            export.latency_ms, export.latency_spread_ms = timing.median, timing.spread
+
+    def _timings(self, exports: Sequence[tuple[Network, Export]]) -> list[Timing]:
+        files = [read_files(self.out, export) for _, export in exports]
+        shapes = [image_shape(network.architecture) for network, _ in exports]
+        if not self.target.is_here:  # a plan for another machine, or its results
+            onnx = [(content[".onnx"], shape) for content, shape in zip(files, shapes, strict=True)]
+            return [summarise(row) for row in self.target.time(onnx, WHOLE)]
+        devices = [self._device_of(export) for _, export in exports]
+        loads = [d.loader(content, shape) for d, content, shape in zip(devices, files, shapes, strict=True)]
+        step = "timing on the device"
+        ms = time_turns(loads, WHOLE, report=lambda done, total: self.report(step, done, total))
+        return [summarise(row) for row in ms]
+
+    def choice(self, network: Network) -> int:
+        """The export to use: within the budget and accurate enough, the fastest; else the best within the budget."""
+        own = [index for index, export in enumerate(network.exports) if export.device == self.target.name]
+        if self.low is None:
+            return own[0]
+        exports, bound = network.exports, network.budget_ms or math.inf
+        within = [index for index in own if exports[index].latency_ms <= bound]
+        if not within:
+            return min(own, key=lambda index: exports[index].latency_ms)
+        fp32 = next(exports[index].label_top1 for index in own if exports[index].precision == "fp32")
+        accurate = [index for index in within if exports[index].label_top1 >= fp32 - self.max_drop]
+        if accurate:
+            return min(accurate, key=lambda index: exports[index].latency_ms)
+        return max(within, key=lambda index: exports[index].label_top1)
+
+    def export_further(self, networks: Sequence[Network], devices: Sequence[Device]) -> None:
+        """The same networks for other runtimes, timed there."""
+        added = []
+        for step, network in enumerate(networks):
+            for device in devices:
+                self.report("further exports", step, len(networks))
+                self.further[device.name, device.precision] = device
+                export = self.exporter.export(network.name, network.architecture, device)
+                network.exports.append(export)
+                added.append((network, export))
+        if added:
+            self.time(added)
+            self.report("further exports", len(networks), len(networks))
+
+    def verify(self, networks: Sequence[Network]) -> None:
+        """Top-1 on the test images, by each export in its runtime, and its parity with torch."""
+        exports = [(network, export) for network in networks for export in network.exports]
+        for index, (network, export) in enumerate(exports):
+            self.report("accuracy on test images", index, len(exports))
+            self._verify(network, export)
+        self.report("accuracy on test images", len(exports), len(exports))
+
+    def _verify(self, network: Network, export: Export) -> None:
+        device, files = self._device_of(export), read_files(self.out, export)
+        step = f"test {export.device} {export.precision} {[file.sha256 for file in export.files]}"
+        judged = self.done.once(step, lambda: list(self.exporter.judge(network.architecture, device, files, "test")))
+        export.test_top1, export.parity, export.agreement = judged
+        if export.precision == "fp32" and export.parity > PARITY:
+            raise InvalidConfiguration(
+                f"{export.files[0].path}: its logits differ from torch's by {export.parity:.1e} of the largest "
+                f"(allowed: {PARITY:g}): {export.runtime} computes something else"
+            )
+
+    def _device_of(self, export: Export) -> Device:
+        for device in (self.device, *([self.low] if self.low else [])):
+            if (device.name, device.precision) == (export.device, export.precision):
+                return device
+        return self.further[export.device, export.precision]

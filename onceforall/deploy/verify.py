@@ -1,0 +1,159 @@
+"""Repeats what a manifest claims, as far as that can be done here.
+
+Files and computed numbers must be the same; an accuracy may differ by what another version of a
+runtime rounds otherwise; a latency is only compared where runtime, machine and settings are the manifest's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onceforall import spaces
+from onceforall.cost.analytic import macs, params
+from onceforall.cost.profile import WHOLE, image_shape
+from onceforall.cost.saved import load_latency
+from onceforall.data.dataset import Data
+from onceforall.deploy.exporting import PARITY, Exporter, logits_of, read_files
+from onceforall.deploy.manifest import Export, Network, read_manifest
+from onceforall.devices import by_name
+from onceforall.devices.device import Device
+from onceforall.devices.timing import summarise, time_turns
+from onceforall.errors import BrokenClaim, OFAError
+from onceforall.nn.supernet import Supernet
+
+SAME_TOP1 = 0.05  # points, of the same version of a runtime
+OTHER_TOP1 = 0.3  # of another
+LATENCY = 0.1  # share by which a shared machine may be slower at another moment, beside three spreads
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of a manifest: about what, what it says, what was found here, or why that cannot be repeated."""
+
+    about: str
+    stated: str
+    found: str
+    repeated: bool = True
+
+
+def verify(
+    folder: str | Path, data: Data | None = None, supernet: Supernet | None = None, sha256: str | None = None
+) -> Iterator[Claim]:
+    """Each claim of a folder's manifest, as it was found here. Raises BrokenClaim at the first that does not hold.
+
+    data: the data set that the manifest names, for accuracies; supernet: the source, whose file has this
+    sha256, for parity with torch. Raises InvalidConfiguration or IncompatibleCheckpoint where the folder's files
+    cannot be read.
+    """
+    folder = Path(folder)
+    manifest, networks = read_manifest(folder)
+    if supernet is not None:
+        yield _equal("source weights, sha256", str(manifest["supernet"].get("sha256"))[:12], str(sha256)[:12])
+    if data is not None and data.describe() != manifest["data"]:
+        yield Claim("data", str(manifest["data"].get("name")), f"{data.name}, not the same images", repeated=False)
+        data = None
+    space = spaces.from_json(manifest["space"])
+    model = load_latency(folder / manifest["latency_model"]["file"])
+    devices: dict[tuple[str, str], Device | str] = {}
+    for network in networks:
+        layers = space.lower(network.architecture)
+        yield _equal(f"{network.name}: MACs", str(network.macs), str(macs(layers)))
+        yield _equal(f"{network.name}: parameters", str(network.params), str(params(layers)))
+        yield _equal(
+            f"{network.name}: predicted latency",
+            f"{network.predicted_latency_ms:.4f} ms",
+            f"{model.cost(layers):.4f} ms",
+        )
+        for export in network.exports:
+            about = f"{network.name}, {export.name}"
+            files = read_files(folder, export)
+            yield Claim(f"{about}: files, sha256", f"{export.bytes} bytes", f"{export.bytes} bytes")
+            key = (export.device, export.precision)
+            device = devices.setdefault(key, _device(*key, manifest["device"]["threads"]))
+            if isinstance(device, str):
+                yield Claim(f"{about}: accuracy, latency", export.runtime, device, repeated=False)
+                continue
+            yield from _accuracy(about, network, export, device, files, data, supernet)
+            yield from _latency(about, network, export, device, files, manifest["device"])
+
+
+def _accuracy(
+    about: str,
+    network: Network,
+    export: Export,
+    device: Device,
+    files: Any,
+    data: Data | None,
+    supernet: Supernet | None,
+) -> Iterator[Claim]:
+    stated = f"{export.test_top1:.2f} %"
+    if data is None:
+        yield Claim(f"{about}: test top-1", stated, "the data set is not here: give --data", repeated=False)
+        return
+    arch = network.architecture
+    if supernet is not None:
+        found, parity, _ = Exporter(supernet, data, Path()).judge(arch, device, files, "test")
+        allowed = PARITY if export.precision == "fp32" else max(PARITY, 2 * export.parity)
+        said = f"{export.parity:.1e}, at most {allowed:.1e}"
+        yield _holds(f"{about}: parity with torch", said, f"{parity:.1e}", parity <= allowed)
+    else:
+        correct = count = 0
+        batches = data.batches("test", arch.resolution)
+        for labels, logits in logits_of(device, files, image_shape(arch), batches):
+            correct += int((logits.argmax(1) == labels.numpy()).sum())
+            count += len(labels)
+        found = 100 * correct / count
+    same = str(device.describe()["runtime"]) == export.runtime
+    allowed = SAME_TOP1 if same else OTHER_TOP1
+    yield _holds(
+        f"{about}: test top-1",
+        f"{stated}, to {allowed} points",
+        f"{found:.2f} %",
+        abs(found - export.test_top1) <= allowed,
+    )
+
+
+def _latency(
+    about: str, network: Network, export: Export, device: Device, files: Any, described: dict[str, Any]
+) -> Iterator[Claim]:
+    if math.isnan(export.latency_ms):
+        return
+    stated = f"{export.latency_ms:.3f} ms"
+    own = device.describe()
+    changed = {"precision": export.precision, "name": export.device, "runtime": export.runtime}
+    # What a runtime says beyond name and version (its provider) is of no other runtime's description.
+    different = [key for key, value in {**described, **changed}.items() if key in own and own[key] != value]
+    if different:
+        here = ", ".join(f"{key} {own[key]}" for key in different)
+        yield Claim(
+            f"{about}: latency", stated, f"another device ({here}): profile and specialise here", repeated=False
+        )
+        return
+    shape = image_shape(network.architecture)
+    found = summarise(time_turns([device.loader(files, shape)], WHOLE)[0])
+    allowed = export.latency_ms * (1 + LATENCY) + 3 * max(export.latency_spread_ms, found.spread)
+    yield _holds(
+        f"{about}: latency", f"{stated}, at most {allowed:.3f} ms", f"{found.median:.3f} ms", found.median <= allowed
+    )
+
+
+def _device(name: str, precision: str, threads: int) -> Device | str:
+    """A device, or why it is not here."""
+    try:
+        return by_name(name, threads, precision)
+    except OFAError as error:
+        return str(error)
+
+
+def _equal(about: str, stated: str, found: str) -> Claim:
+    return _holds(about, stated, found, stated == found)
+
+
+def _holds(about: str, stated: str, found: str, holds: bool) -> Claim:
+    if not holds:
+        raise BrokenClaim(f"{about}: the manifest says {stated}, found here: {found}")
+    return Claim(about, stated, found)

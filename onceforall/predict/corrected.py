@@ -1,0 +1,52 @@
+"""An accuracy predictor corrected for a precision: what quantising costs, learnt from few sub-networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onceforall.architecture import Architecture
+from onceforall.errors import InvalidConfiguration, OutOfDomain
+from onceforall.predict.predictor import FittedPredictor
+from onceforall.predict.ridge import ridge
+from onceforall.space import Rows, SearchSpace
+
+FEWEST = 5
+
+
+class CorrectedPredictor:
+    """A fitted predictor plus a ridge regression on how far the other precision is from its labels.
+
+    Few labels tell little of each choice: the penalty of least leave-one-out error then leaves a mean.
+    """
+
+    def __init__(self, base: FittedPredictor) -> None:
+        self.base = base
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space of its rows."""
+        return self.base.space
+
+    def fit(self, architectures: Sequence[Architecture], changes: Sequence[float]) -> Self:
+        """Learn from top-1 in the other precision minus that in the base's (points). Raises InvalidConfiguration."""
+        if len(architectures) != len(changes) or len(changes) < FEWEST or not np.isfinite(changes).all():
+            raise InvalidConfiguration(
+                f"{len(architectures)} architectures, {len(changes)} changes: expected {FEWEST} of each or more, finite"
+            )
+        self._solution = ridge(self.space.encode(architectures).astype(float), np.asarray(changes, float))
+        return self
+
+    def predict(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
+        """Predicted top-1 (percent) in the other precision, shape [n]. Raises OutOfDomain."""
+        return self.predict_rows(self.base.to_rows(architectures))
+
+    def predict_rows(self, rows: Rows) -> NDArray[np.float64]:
+        """Predicted top-1 (percent) of rows of the space, shape [n]. Raises OutOfDomain."""
+        if not hasattr(self, "_solution"):
+            raise OutOfDomain("this correction has learnt nothing yet: call fit with measured changes")
+        encoded = self.space.encode_rows(rows)
+        return np.asarray(self.base.predict_rows(rows) + encoded @ self._solution.weights + self._solution.intercept)
