@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from onceforall.architecture import Architecture
 from onceforall.cost.profile import image_shape
 from onceforall.data.dataset import Data, Split
 from onceforall.deploy.manifest import Export, File
-from onceforall.devices.device import Device, Files, Shape
+from onceforall.devices.device import Device, Files, Session, Shape
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
 from onceforall.evaluate import specialised
 from onceforall.files import sha256, write_atomically
@@ -108,12 +108,14 @@ def logits_of(
     device: Device, files: Files, shape: Shape, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Iterator[tuple[Tensor, Logits]]:
     """Classes and logits [n, classes] of batches of images and classes, one image at a time, `AT_ONCE` side by side."""
-    own = threading.local()
+    idle: SimpleQueue[Session] = SimpleQueue()
+    for _ in range(AT_ONCE):  # here, one after the other: not every runtime loads in several threads
+        idle.put(device.load(files, shape))
 
     def classify(image: Logits) -> Logits:
-        if not hasattr(own, "session"):
-            own.session = device.load(files, shape)
-        logits: Logits = own.session(image[None])[0]
+        session = idle.get()
+        logits: Logits = session(image[None])[0]
+        idle.put(session)
         return logits
 
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -207,6 +207,7 @@ class Specialization:
     device: dict[str, Any]  # what the networks were measured on; the table says what it was built on
     table: LatencyTable | LearnedLatency
     quality: PredictorQuality
+    corrected: bool  # whether labels in another precision corrected the predictor
     labels: Sequence[Label]
     about: dict[str, Any]
 
@@ -222,7 +223,7 @@ class Specialization:
                 **self.table.summary(),
                 "validation": self.table.validation.to_json() if self.table.validation else None,
             },
-            "predictor": {"file": "predictor.safetensors", **self.quality.to_json()},
+            "predictor": {"file": "predictor.safetensors", "corrected": self.corrected, **self.quality.to_json()},
             "networks": [network.to_json() for network in self.networks],
         }
 

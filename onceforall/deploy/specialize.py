@@ -122,6 +122,7 @@ def specialize(
         job.target.describe(),
         job.table,
         job.quality,
+        job.correction is not None,
         labels,
         {
             "supernet": about or {},

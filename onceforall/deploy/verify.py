@@ -24,6 +24,7 @@ from onceforall.devices.device import Device
 from onceforall.devices.timing import summarise, time_turns
 from onceforall.errors import BrokenClaim, OFAError
 from onceforall.nn.supernet import Supernet
+from onceforall.predict.accuracy import load_predictor
 
 SAME_TOP1 = 0.05  # points, of the same version of a runtime
 OTHER_TOP1 = 0.3  # of another
@@ -58,9 +59,11 @@ def verify(
         data = None
     space = spaces.from_json(manifest["space"])
     model = load_latency(folder / manifest["latency_model"]["file"])
+    predictor = load_predictor(folder / manifest["predictor"]["file"])
     devices: dict[tuple[str, str], Device | str] = {}
     for network in networks:
-        layers = space.lower(network.architecture)
+        arch = network.architecture
+        layers = space.lower(arch)
         yield _equal(f"{network.name}: MACs", str(network.macs), str(macs(layers)))
         yield _equal(f"{network.name}: parameters", str(network.params), str(params(layers)))
         yield _equal(
@@ -68,6 +71,9 @@ def verify(
             f"{network.predicted_latency_ms:.4f} ms",
             f"{model.cost(layers):.4f} ms",
         )
+        if not manifest["predictor"]["corrected"]:
+            stated, found = (f"{top1:.2f} %" for top1 in (network.predicted_top1, predictor.predict([arch])[0]))
+            yield _equal(f"{network.name}: predicted top-1", stated, found)
         for export in network.exports:
             about = f"{network.name}, {export.name}"
             files = read_files(folder, export)

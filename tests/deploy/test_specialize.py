@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from onceforall.cost.analytic import macs
 from onceforall.cost.latency import LatencyTable
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.budgets import parse_budget
@@ -21,41 +20,13 @@ from onceforall.errors import InfeasibleConstraint, InvalidConfiguration, Unwrit
 from onceforall.evaluate import measure_top1, specialised
 from onceforall.files import sha256
 from onceforall.nn.supernet import Supernet
-from onceforall.predict.labels import Label, plan
+from onceforall.predict.labels import Label
 from onceforall.report import plots, tables
 from onceforall.space import SearchSpace
 
 BUDGETS = ("70%", "90%")
 
-
-@pytest.fixture(scope="module")
-def supernet(tiny_space) -> Supernet:  # type: ignore[no-untyped-def]
-    return Supernet(tiny_space, seed=1)
-
-
-@pytest.fixture(scope="module")
-def labels(supernet: Supernet) -> list[Label]:
-    """Made-up accuracies that grow with size: what is searched for is then known."""
-    space = supernet.space
-    return [
-        Label(kind, arch, 20 + 10 * float(np.log10(macs(space.lower(arch)))))
-        for kind, arch in plan(space, 60, seed=0, uniform=True)
-    ]
-
-
-@pytest.fixture(scope="module")
-def table(supernet: Supernet) -> LatencyTable:
-    return LatencyTable.synthetic(supernet.space)
-
-
-def slower(factor: float) -> Callable[[Job, Sequence[tuple[Network, Export]]], None]:
-    """A clock for tests: slower than the table says, so that tight choices break their budget at first."""
-
-    def time(job: Job, exports: Sequence[tuple[Network, Export]]) -> None:
-        for network, export in exports:
-            export.latency_ms, export.latency_spread_ms = factor * network.predicted_latency_ms, 0.0
-
-    return time
+Clocks = Callable[[float], Callable[[Job, Sequence[tuple[Network, Export]]], None]]
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +36,7 @@ def result(
     table: LatencyTable,
     tiny_data: ImageData,
     tmp_path_factory: pytest.TempPathFactory,
+    slower: Clocks,
 ) -> tuple[Specialization, Path]:
     out = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
@@ -76,13 +48,15 @@ def result(
 
 
 def test_every_kind_of_space_is_specialised(
-    kind_of_space: SearchSpace, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind_of_space: SearchSpace,
+    tiny_data: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    slower: Clocks,
+    made_up_labels: Callable[[SearchSpace, int], list[Label]],
 ) -> None:
     space = kind_of_space
-    rows = [
-        Label(kind, arch, 20 + 10 * float(np.log10(macs(space.lower(arch)))))
-        for kind, arch in plan(space, 20, seed=0, uniform=True)
-    ]
+    rows = made_up_labels(space, 20)
     monkeypatch.setattr(Job, "time", slower(1.03))
     found = specialize(
         Supernet(space), rows, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("80%",),
@@ -115,6 +89,7 @@ def test_a_budget_that_cannot_be_held_is_reported_as_missed(
     tiny_data: ImageData,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    slower: Clocks,
 ) -> None:
     monkeypatch.setattr(Job, "time", slower(10))
     found = specialize(supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("10%",), table=table)

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onceforall.cost.analytic import MACs, PeakActivationMemory
+from onceforall.cost.latency import LatencyTable
+from onceforall.data.dataset import ImageData
+from onceforall.deploy.exporting import Exporter
+from onceforall.deploy.job import Job
+from onceforall.deploy.manifest import Export, File, Network
+from onceforall.deploy.specialize import specialize
+from onceforall.deploy.steps import FinishedSteps
+from onceforall.devices.onnxruntime import OnnxRuntimeDevice
+from onceforall.errors import InvalidConfiguration
+from onceforall.nn.supernet import Supernet
+from onceforall.predict.labels import Label
+from onceforall.report import tables
+from onceforall.search.pricing import PriceTable
+
+Clocks = Callable[[float], Callable[[Job, Sequence[tuple[Network, Export]]], None]]
+
+
+def job_of(supernet: Supernet, data: ImageData, out: Path, quantize: str | None = "int8", max_drop: float = 0.5) -> Job:
+    return Job(
+        supernet, [], data, OnnxRuntimeDevice(), out, FinishedSteps(out / "steps.jsonl", {}),
+        limits=(), quantize=quantize, max_drop=max_drop, candidates=1, seed=0, report=lambda step, done, total: None,
+    )  # fmt: skip
+
+
+def measured(precision: str, latency_ms: float, label_top1: float, kept: Sequence[int] = ()) -> Export:
+    return Export("onnxruntime", precision, "", [], list(kept), label_top1=label_top1, latency_ms=latency_ms)
+
+
+@pytest.mark.parametrize(
+    ("exports", "chosen"),
+    [
+        ([("int8", 1.0, 79.8), ("fp32", 2.0, 80.0)], 0),  # faster, and as good as asked
+        ([("int8", 2.0, 79.8), ("fp32", 1.0, 80.0)], 1),  # int8 can be slower
+        ([("int8", 1.0, 79.0), ("fp32", 2.0, 80.0)], 1),  # too much is lost
+        ([("int8", 1.0, 79.0), ("fp32", 4.0, 80.0)], 0),  # but nothing else holds the budget
+        ([("int8", 4.0, 79.9), ("fp32", 5.0, 80.0)], 0),  # nothing holds it: the nearest
+        ([("int8", 1.0, 79.0), ("int8", 1.2, 79.9), ("fp32", 2.0, 80.0)], 1),  # some layers kept in fp32
+    ],
+)
+def test_the_fastest_export_that_is_accurate_enough_is_used(
+    exports: list[tuple[str, float, float]], chosen: int, supernet: Supernet, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    job = job_of(supernet, tiny_data, tmp_path)
+    network = Network("searched", "3 ms", 3.0, supernet.space.smallest(), 1, 1, 1.0, 80.0)
+    network.exports = [measured(*export) for export in exports]
+    assert job.choice(network) == chosen
+
+
+def test_both_precisions_are_exported_and_measured(
+    supernet: Supernet,
+    labels: list[Label],
+    tiny_data: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    slower: Clocks,
+) -> None:
+    monkeypatch.setattr(Job, "time", slower(0.9))
+    monkeypatch.setattr(
+        "onceforall.deploy.specialize._latency_model", lambda job, *given: LatencyTable.synthetic(job.space)
+    )
+    found = specialize(
+        supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("80%",), quantize="int8",
+        quantized_labels=6, candidates=1, max_drop=100,
+    )  # fmt: skip
+    compared = found.about["quantize"]
+    assert compared["latency_ratio"]["value"] > 0
+    assert compared["networks"] == 8
+    faster = compared["latency_ratio"]["value"] < 1
+    assert found.device["precision"] == ("int8" if faster else "fp32")
+    assert found.corrected == faster
+    for network in found.networks:
+        precisions = [(export.precision, bool(export.kept)) for export in network.exports]
+        assert ("int8", False) in precisions
+        assert ("fp32", False) in precisions
+        for export in network.exports:
+            assert 0 <= export.label_top1 <= 100
+            assert 0 <= export.test_top1 <= 100
+            assert (export.parity > 1e-4) == (export.precision == "int8")
+    assert tables.exports(found).row_count == sum(len(network.exports) for network in found.networks)
+
+
+def test_limits_bind_every_network_but_the_largest(
+    supernet: Supernet,
+    labels: list[Label],
+    table: LatencyTable,
+    tiny_data: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    slower: Clocks,
+) -> None:
+    monkeypatch.setattr(Job, "time", slower(1.0))
+    space = supernet.space
+    least = float(PriceTable(space, PeakActivationMemory()).cheapest()[1].min())
+    limits = [
+        PeakActivationMemory().at_most(1.2 * least),
+        MACs().at_most(0.5 * MACs().cost(space.lower(space.largest()))),
+    ]
+    found = specialize(
+        supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("100%",), table=table, limits=limits,
+        candidates=1,
+    )  # fmt: skip
+    assert [network.role for network in found.networks] == ["largest", "searched", "uniform"]
+    for network in found.networks[1:]:
+        layers = space.lower(network.architecture)
+        assert all(constraint.model.cost(layers) <= constraint.bound for constraint in limits)
+    assert found.about["limits"] == [str(constraint) for constraint in limits]
+
+
+def test_further_runtimes_are_verified_as_well(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    from onceforall.devices.torch import TorchDevice
+
+    found = specialize(
+        supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), table=table, exports=[TorchDevice()]
+    )
+    (largest,) = found.networks
+    assert [export.name for export in largest.exports] == ["onnxruntime fp32", "torch fp32"]
+    own, other = largest.exports
+    assert largest.export is own
+    assert other.parity < 1e-4
+    assert other.test_top1 == pytest.approx(own.test_top1, abs=1.01)
+    assert other.latency_ms > 0
+    assert (tmp_path / "largest" / "torch-fp32.pt2").stat().st_size == other.bytes
+
+
+def test_an_interrupted_call_goes_on_where_it_stopped(
+    supernet: Supernet,
+    labels: list[Label],
+    table: LatencyTable,
+    tiny_data: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    slower: Clocks,
+) -> None:
+    monkeypatch.setattr(Job, "time", slower(1.0))
+    judged: list[str] = []
+    judge = Exporter.judge
+
+    def until(limit: int) -> None:
+        def counted(self: Exporter, arch: object, device: object, files: object, split: str) -> object:
+            if len(judged) == limit:
+                raise KeyboardInterrupt
+            judged.append(split)
+            return judge(self, arch, device, files, split)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Exporter, "judge", counted)
+
+    def call(out: Path) -> list[Network]:
+        return specialize(
+            supernet, labels, tiny_data, OnnxRuntimeDevice(), out, budgets=("70%", "90%"), table=table, candidates=1
+        ).networks
+
+    until(1000)
+    whole = call(tmp_path / "whole")
+    judged.clear()
+    until(3)
+    with pytest.raises(KeyboardInterrupt):
+        call(tmp_path / "out")
+    assert (tmp_path / "out" / "steps.jsonl").exists()
+    judged.clear()
+    until(1000)
+    assert [network.to_json() for network in call(tmp_path / "out")] == [network.to_json() for network in whole]
+    assert len(judged) == len(whole) - 3
+    assert not (tmp_path / "out" / "steps.jsonl").exists()
+
+
+def test_steps_of_another_call_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    assert FinishedSteps(path, {"seed": 0, "space": [1]}).once("a", lambda: 5) == 5
+    assert FinishedSteps(path, {"seed": 0, "space": (1,)}).once("a", lambda: 6) == 5
+    with pytest.raises(InvalidConfiguration, match="interrupted call with another seed: repeat that call"):
+        FinishedSteps(path, {"seed": 1, "space": [1]})
+
+
+@pytest.mark.parametrize(
+    ("quantize", "max_drop", "message"),
+    [
+        ("int4", 0.5, "quantize 'int4': choices are int8, bf16"),
+        ("bf16", 0.5, "precision 'bf16'"),
+        ("int8", -1, "max_drop -1"),
+    ],
+)
+def test_bad_settings_are_refused(
+    quantize: str, max_drop: float, message: str, supernet: Supernet, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidConfiguration, match=message):
+        job_of(supernet, tiny_data, tmp_path, quantize, max_drop)
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    supernet: Supernet, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onceforall.errors import UnwritableOutput
+
+    def full(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:10])
+        raise OSError(28, "No space left on device")
+
+    exporter = Exporter(supernet, tiny_data, tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UnwritableOutput, match="No space left on device"):
+        exporter.export("small", supernet.space.smallest(), OnnxRuntimeDevice())
+    assert not list((tmp_path / "small").iterdir())
+
+
+def test_quantised_networks_are_calibrated_on_calibration_images(
+    supernet: Supernet, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[np.ndarray] = []
+    convert = OnnxRuntimeDevice.convert
+
+    def spy(self: OnnxRuntimeDevice, network: object, shape: object, calibration: np.ndarray) -> object:
+        given.append(calibration)
+        return convert(self, network, shape, calibration)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OnnxRuntimeDevice, "convert", spy)
+    arch = supernet.space.smallest()
+    Exporter(supernet, tiny_data, tmp_path).convert(arch, OnnxRuntimeDevice(1, "int8"))
+    (images,) = given
+    known = np.concatenate([batch.numpy() for batch in tiny_data.calibration(arch.resolution)])
+    assert all(any(np.array_equal(image, other) for other in known) for image in images)
+
+
+def test_a_file_says_its_path() -> None:
+    assert Export("a", "int8", "a 1", [File("x/a.b", 10, ""), File("x/a.c", 5, "")]).bytes == 15

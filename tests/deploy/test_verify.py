@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onceforall.cost.latency import LatencyTable
+from onceforall.data.dataset import ImageData
+from onceforall.deploy.exporting import Exporter
+from onceforall.deploy.specialize import specialize
+from onceforall.deploy.verify import Claim, verify
+from onceforall.devices.onnxruntime import OnnxRuntimeDevice
+from onceforall.errors import BrokenClaim, IncompatibleCheckpoint, InvalidConfiguration
+from onceforall.files import read_json, write_json
+from onceforall.nn.supernet import Supernet
+from onceforall.predict.labels import Label
+
+
+@pytest.fixture(scope="module")
+def folder(
+    supernet: Supernet,
+    labels: list[Label],
+    table: LatencyTable,
+    tiny_data: ImageData,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """One network, specialised with the real clock."""
+    out = tmp_path_factory.mktemp("specialised")
+    about = {"name": "tiny", "sha256": "5" * 64}
+    specialize(
+        supernet, labels, tiny_data, OnnxRuntimeDevice(), out, budgets=(), architectures=[labels[0].architecture],
+        table=table, about=about,
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+@pytest.fixture
+def same_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of a machine that does nothing else."""
+    import onceforall.deploy.verify as module
+
+    monkeypatch.setattr(module, "LATENCY", 100.0)
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    manifest = read_json(folder / "manifest.json")
+    edit(manifest)
+    write_json(folder / "manifest.json", manifest)
+
+
+def names(claims: Sequence[Claim], repeated: bool = True) -> list[str]:
+    return [claim.about for claim in claims if claim.repeated == repeated]
+
+
+@pytest.mark.usefixtures("same_speed")
+def test_everything_is_repeated_where_everything_is_here(
+    folder: Path, supernet: Supernet, tiny_data: ImageData
+) -> None:
+    claims = list(verify(folder, tiny_data, supernet, "5" * 64))
+    assert not names(claims, repeated=False)
+    assert names(claims) == [
+        "source weights, sha256",
+        *(
+            f"{network}{what}"
+            for network in ("largest", "given")
+            for what in (
+                ": MACs",
+                ": parameters",
+                ": predicted latency",
+                ": predicted top-1",
+                ", onnxruntime fp32: files, sha256",
+                ", onnxruntime fp32: parity with torch",
+                ", onnxruntime fp32: test top-1",
+                ", onnxruntime fp32: latency",
+            )
+        ),
+    ]
+
+
+@pytest.mark.usefixtures("same_speed")
+def test_what_is_missing_is_said(copied: Path) -> None:
+    change(copied, lambda manifest: manifest["device"].update(processor="another"))
+    skipped = [claim for claim in verify(copied) if not claim.repeated]
+    assert names(skipped, repeated=False) == [
+        f"{network}, onnxruntime fp32: {what}" for network in ("largest", "given") for what in ("test top-1", "latency")
+    ]
+    assert "give --data" in skipped[0].found
+    assert "another device (processor " in skipped[1].found
+
+
+@pytest.mark.usefixtures("same_speed")
+def test_a_runtime_that_is_not_here_is_said(copied: Path) -> None:
+    change(copied, lambda manifest: manifest["networks"][0]["exports"][0].update(device="abacus"))
+    (skipped,) = [claim for claim in verify(copied) if not claim.repeated and claim.about.startswith("largest")]
+    assert skipped.about == "largest, abacus fp32: accuracy, latency"
+    assert "'abacus': choices are" in skipped.found
+
+
+def set_number(key: str, value: float) -> Callable[[dict[str, Any]], None]:
+    def edit(manifest: dict[str, Any]) -> None:
+        network = manifest["networks"][1]
+        place = network if key in network else network["exports"][0]
+        if isinstance(place[key], dict):
+            place[key]["value"] = value
+        else:
+            place[key] = value
+
+    return edit
+
+
+@pytest.mark.usefixtures("same_speed")
+@pytest.mark.parametrize(
+    ("key", "value", "about"),
+    [
+        ("macs", 1, "given: MACs"),
+        ("params", 2, "given: parameters"),
+        ("predicted_latency", 1e-3, "given: predicted latency"),
+        ("predicted_top1", 3.0, "given: predicted top-1"),
+        ("test_top1", 99.0, "given, onnxruntime fp32: test top-1"),
+        ("latency", 1e-6, "given, onnxruntime fp32: latency"),
+    ],
+)
+def test_a_number_that_does_not_hold_is_found(
+    key: str, value: float, about: str, copied: Path, supernet: Supernet, tiny_data: ImageData
+) -> None:
+    change(copied, set_number(key, value))
+    with pytest.raises(BrokenClaim, match=rf"^{about}: the manifest says .*, found here: "):
+        list(verify(copied, tiny_data, supernet, "5" * 64))
+
+
+def test_other_weights_are_found(folder: Path, supernet: Supernet) -> None:
+    with pytest.raises(BrokenClaim, match="source weights, sha256: the manifest says 5555"):
+        list(verify(folder, None, supernet, "6" * 64))
+
+
+@pytest.mark.parametrize("harm", ["truncated", "missing"])
+def test_files_that_were_changed_are_found(harm: str, copied: Path) -> None:
+    path = copied / "given" / "onnxruntime-fp32.onnx"
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(IncompatibleCheckpoint, match=r"onnxruntime-fp32\.onnx is (missing|not what the manifest says)"):
+        list(verify(copied))
+
+
+def test_folders_that_are_no_specialisation_are_refused(copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"cannot read .*manifest\.json"):
+        list(verify(tmp_path))
+    change(copied, lambda manifest: manifest.update(format="onceforall.manifest/1"))
+    with pytest.raises(IncompatibleCheckpoint, match=r"expected 'onceforall\.manifest/2'"):
+        list(verify(copied))
+    change(copied, lambda manifest: manifest.update(format="onceforall.manifest/2", networks=[{}]))
+    with pytest.raises(IncompatibleCheckpoint, match="not a manifest"):
+        list(verify(copied))
+    write_json(copied / "manifest.json", {"state": "running"})
+    with pytest.raises(InvalidConfiguration, match="the same `ofa specialize` command goes on"):
+        list(verify(copied))
+
+
+def test_a_card_says_what_the_manifest_says(folder: Path) -> None:
+    card, manifest = (folder / "MODEL_CARD.md").read_text(), read_json(folder / "manifest.json")
+    for network in manifest["networks"]:
+        assert f"{network['exports'][0]['test_top1']['value']:.2f} %" in card
+        assert f"{network['exports'][0]['latency']['value']:.3f} ms" in card
+    assert "540 train, 30 calibrate, 60 label, 100 test images" in card
+
+
+def test_parity_is_judged_on_every_image(supernet: Supernet, tiny_data: ImageData, tmp_path: Path) -> None:
+    """A file of other weights agrees with torch in nothing but chance."""
+    exporter, device = Exporter(supernet, tiny_data, tmp_path), OnnxRuntimeDevice()
+    arch, other = (
+        supernet.space.largest(),
+        supernet.space.restrict(resolutions=[supernet.space.resolutions[-1]]).smallest(),
+    )
+    same = exporter.judge(arch, device, exporter.convert(arch, device), "test")
+    assert same.parity < 1e-4
+    assert same.agreement == 100
+    different = exporter.judge(arch, device, exporter.convert(other, device), "test")
+    assert different.parity > 0.01
