@@ -66,6 +66,12 @@ def _lines(manifest: dict[str, Any], networks: Sequence[Network]) -> Iterable[st
             f"In {found['precision']} a network takes {found['latency_ratio']['value']:.2f} of its time in fp32 here "
             f"(median of {found['networks']} networks, measured): {found['verdict']}."
         )
+        if found["sensitivity"]:
+            yield ""
+            yield from _table(
+                ("first layers of int8 networks in fp32", "label top-1 of the largest"),
+                [(str(len(row["kept"])), f"{row['label_top1']['value']:.2f} %") for row in found["sensitivity"]],
+            )
     yield ""
     yield "## Input and output"
     yield ""

@@ -31,7 +31,8 @@ from onceforall.search.evolution import search
 
 ATTEMPTS = 4
 COMPARED = 6  # random networks that tell, beside the smallest and the largest, which precision is faster
-ENDS = (2, 2)  # first and last layers of a network that may stay in floating point
+# First layers that may stay in floating point: their few channels differ most in range, and one scale serves them all.
+KEPT = ((), (0,), (0, 1), (0, 1, 2))
 QUANTIZED = ("int8", "bf16")
 
 
@@ -69,6 +70,7 @@ class Job:
         self.space, self.limits, self.max_drop = supernet.space, list(limits), max_drop
         self.device = self.target = device
         self.low = device.at(quantize) if quantize else None
+        self.kept: tuple[int, ...] = ()  # layers of every int8 network that stay in fp32
         self.exporter = Exporter(supernet, data, out)
         self.label_top1 = {label.architecture: label.top1 for label in labels}
         self.correction: CorrectedPredictor | None = None
@@ -84,31 +86,47 @@ class Job:
 
     def choose_precision(self) -> dict[str, Any] | None:
         """Which precision the searches are for: the quantised one if it is faster. What was found, for the manifest."""
-        low = self.low
-        if low is None:
+        if self.low is None:
             return None
-
-        def compare() -> dict[str, Any]:
-            rng = np.random.default_rng(self.seed)
-            chosen = [self.space.smallest(), self.space.largest(), *(self.space.sample(rng) for _ in range(COMPARED))]
-            loads: list[Load] = []
-            for index, arch in enumerate(chosen):
-                self.report("which precision is faster", index, len(chosen))
-                network, shape = random_network(self.space.lower(arch)), image_shape(arch)
-                loads += [device.loader(device.convert(network, shape), shape) for device in (low, self.device)]
-            ms = np.median(time_turns(loads, Turns(9, 0.02, self.seed)), axis=1).reshape(-1, 2)
-            self.report("which precision is faster", len(chosen), len(chosen))
-            return {
-                "precision": low.precision,
-                "latency_ratio": number(float(np.median(ms[:, 0] / ms[:, 1])), "of fp32", "measured"),
-                "networks": len(chosen),
-            }
-
-        found = self.done.once(f"precision {low.precision}", compare)
+        sensitive = self._choose_kept(self.low)
+        found = self.done.once(f"precision {self.low.precision}", self._compare_precisions)
         faster = found["latency_ratio"]["value"] < 1
-        self.target = low if faster else self.device
+        self.target = self.low if faster else self.device
         verdict = "faster than fp32" if faster else "no faster than fp32: searched for fp32, exported in both"
-        return {**found, "verdict": verdict}
+        return {**found, "verdict": verdict, "kept": list(self.kept), "sensitivity": sensitive}
+
+    def _choose_kept(self, low: Device) -> list[dict[str, Any]]:
+        """Which first layers stay in fp32: those with which the largest network is most accurate (label images)."""
+        if low.precision != "int8" or not low.keeps_layers:
+            return []
+        largest, found = self.space.largest(), []
+        for index, kept in enumerate(KEPT):
+            self.report("sensitive layers", index, len(KEPT))
+            found.append(self._label_top1(largest, low, kept))
+        self.report("sensitive layers", len(KEPT), len(KEPT))
+        self.kept = KEPT[int(np.argmax(found))]
+        return [
+            {"kept": list(kept), "label_top1": number(top1, "percent", "measured")}
+            for kept, top1 in zip(KEPT, found, strict=True)
+        ]
+
+    def _compare_precisions(self) -> dict[str, Any]:
+        """How much of its time in fp32 a network takes when it is quantised."""
+        assert self.low is not None
+        rng = np.random.default_rng(self.seed)
+        chosen = [self.space.smallest(), self.space.largest(), *(self.space.sample(rng) for _ in range(COMPARED))]
+        loads: list[Load] = []
+        for index, arch in enumerate(chosen):
+            self.report("which precision is faster", index, len(chosen))
+            network, shape = random_network(self.space.lower(arch)), image_shape(arch)
+            loads += [device.loader(device.convert(network, shape), shape) for device in (self.low, self.device)]
+        ms = np.median(time_turns(loads, Turns(9, 0.02, self.seed)), axis=1).reshape(-1, 2)
+        self.report("which precision is faster", len(chosen), len(chosen))
+        return {
+            "precision": self.low.precision,
+            "latency_ratio": number(float(np.median(ms[:, 0] / ms[:, 1])), "of fp32", "measured"),
+            "networks": len(chosen),
+        }
 
     def correct_predictor(self, count: int) -> None:
         """Label sub-networks in the target's precision, on the device, and learn what that costs."""
@@ -118,7 +136,7 @@ class Job:
         drops = []
         for index, arch in enumerate(chosen):
             self.report(f"accuracy in {self.target.precision}", index, len(chosen))
-            drops.append(self._label_top1(arch, self.target) - self.label_top1[arch])
+            drops.append(self._label_top1(arch, self.target, self._kept_on(self.target)) - self.label_top1[arch])
         self.report(f"accuracy in {self.target.precision}", len(chosen), len(chosen))
         self.correction = CorrectedPredictor(self.predictor).fit(chosen, drops)
 
@@ -132,7 +150,7 @@ class Job:
         network = Network(
             role, budget, budget_ms, arch, macs(layers), params(layers), self.table.cost(layers), predicted, fp32_top1
         )
-        network.exports = [self._export(network.name, arch, device, kept) for device, kept in self._variants(arch)]
+        network.exports = [self._export(network.name, arch, device) for device in (self.low, self.device) if device]
         return network
 
     def searched(self, budget: str, budget_ms: float, bound: float) -> Network:
@@ -141,7 +159,7 @@ class Job:
         accuracy = self.correction or self.predictor
         result = search(self.space, accuracy, constraints, seed=self.seed, keep=self.candidates)
         ranked = [result.architecture, *result.runners_up]
-        best = max(ranked, key=lambda arch: self._label_top1(arch, self.target))
+        best = max(ranked, key=lambda arch: self._label_top1(arch, self.target, self._kept_on(self.target)))
         return self.network("searched", budget, budget_ms, best)
 
     def uniform(self, budget: str, budget_ms: float, bound: float) -> Network:
@@ -167,23 +185,17 @@ class Job:
 
     # Exports
 
-    def _variants(self, arch: Architecture) -> list[tuple[Device, tuple[int, ...]]]:
-        """Device and kept layers of each export that may be the one to use."""
-        if self.low is None:
-            return [(self.device, ())]
-        found: list[tuple[Device, tuple[int, ...]]] = [(self.low, ()), (self.device, ())]
-        if self.low.precision == "int8" and self.low.keeps_layers:
-            count = len(self.space.lower(arch))
-            found.insert(1, (self.low, (*range(ENDS[0]), *range(count - ENDS[1], count))))
-        return found
+    def _kept_on(self, device: Device) -> tuple[int, ...]:
+        return self.kept if device.precision == "int8" else ()
 
-    def _export(self, name: str, arch: Architecture, device: Device, kept: Sequence[int] = ()) -> Export:
+    def _export(self, name: str, arch: Architecture, device: Device) -> Export:
+        kept = self._kept_on(device)
         export = self.exporter.export(name, arch, device, kept)
         if self.low is not None:
             export.label_top1 = self._label_top1(arch, device, kept)
         return export
 
-    def _label_top1(self, arch: Architecture, device: Device, kept: Sequence[int] = ()) -> float:
+    def _label_top1(self, arch: Architecture, device: Device, kept: Sequence[int]) -> float:
         """Measured on the label images: in torch for fp32, else by the files in their runtime."""
         if device.precision == "fp32":
             if arch not in self.label_top1:

@@ -70,10 +70,11 @@ def specialize(
     replaced: the search is repeated with a bound tightened by the excess, three times at most.
 
     quantize: a precision of the device, "int8" or "bf16". Where it is no faster than fp32 there, the
-    searches are for fp32, and the manifest says so. Every network is exported in both, and for int8
-    also with its first and last layers in fp32; the fastest export is the one to use which holds the budget
-    and loses at most `max_drop` points of top-1 on the label images. quantized_labels: how many sub-networks are
-    labelled in that precision, on the device, to correct the accuracy predictor before a search.
+    searches are for fp32, and the manifest says so. Every network is exported in both; the fastest export is
+    the one to use which holds the budget and loses at most `max_drop` points of top-1 on the label images. First
+    layers stay in fp32 in int8 networks where that makes the largest network more accurate on those images.
+    quantized_labels: how many sub-networks are labelled in that precision, on the device, to correct the
+    accuracy predictor before a search.
     exports: further runtimes that every network is exported to and verified in.
 
     A call that was interrupted goes on where it stopped, when it is repeated. Raises InfeasibleConstraint
