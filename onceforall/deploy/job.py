@@ -88,14 +88,14 @@ class Job:
         """Which precision the searches are for: the quantised one if it is faster. What was found, for the manifest."""
         if self.low is None:
             return None
-        sensitive = self._choose_kept(self.low)
+        sensitive = self.choose_kept(self.low)
         found = self.done.once(f"precision {self.low.precision}", self._compare_precisions)
         faster = found["latency_ratio"]["value"] < 1
         self.target = self.low if faster else self.device
         verdict = "faster than fp32" if faster else "no faster than fp32: searched for fp32, exported in both"
         return {**found, "verdict": verdict, "kept": list(self.kept), "sensitivity": sensitive}
 
-    def _choose_kept(self, low: Device) -> list[dict[str, Any]]:
+    def choose_kept(self, low: Device) -> list[dict[str, Any]]:
         """Which first layers stay in fp32: those with which the largest network is most accurate (label images)."""
         if low.precision != "int8" or not low.keeps_layers:
             return []

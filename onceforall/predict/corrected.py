@@ -37,7 +37,8 @@ class CorrectedPredictor:
             raise InvalidConfiguration(
                 f"{len(architectures)} architectures, {len(changes)} changes: expected {FEWEST} of each or more, finite"
             )
-        self._solution = ridge(self.space.encode(architectures).astype(float), np.asarray(changes, float))
+        self.changes = np.asarray(changes, float)
+        self._solution = ridge(self.space.encode(architectures).astype(float), self.changes)
         return self
 
     def predict(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
