@@ -10,6 +10,7 @@ import typer
 
 from onceforall import zoo
 from onceforall.architecture import Architecture
+from onceforall.checkpoint import read_tensors
 from onceforall.cli.common import Data, Model, Seed, app, console, load_model, notify
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, WeightBytes
 from onceforall.cost.latency import LatencyTable, LatencyTables
@@ -24,7 +25,9 @@ from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import measure_top1
 from onceforall.files import write_json
 from onceforall.interop import PublishedPredictor, load_predictor
+from onceforall.predict import files
 from onceforall.predict.accuracy import MLPPredictor
+from onceforall.predict.files import Predictor
 from onceforall.predict.labels import training_pairs
 from onceforall.report import searches
 from onceforall.search.confirm import Measure, confirm
@@ -52,8 +55,12 @@ def search(
     weights: Annotated[float | None, typer.Option(help="Bound on the fp32 weights, in KiB.")] = None,
     predictor: Annotated[
         Path | None,
-        typer.Option(help="A published accuracy predictor.", show_default="learn from the model's labels"),
+        typer.Option(
+            help="An accuracy predictor: one of --save-predictor or `ofa specialize`, or a published one.",
+            show_default="learn from the model's labels",
+        ),
     ] = None,
+    save_predictor: Annotated[Path | None, typer.Option(help="Keep the predictor that was learnt.")] = None,
     front: Annotated[
         bool, typer.Option("--front", help="Not one network but a front: over the first --table, else over MACs.")
     ] = False,
@@ -73,10 +80,13 @@ def search(
         raise InvalidConfiguration("--measure needs --latency and --table: it measures on the device of the table")
     entry = load_model(model, labels=predictor is None)
     space = entry.supernet.space
-    accuracy: MLPPredictor | PublishedPredictor | None = None
+    accuracy: Predictor | PublishedPredictor | None = None
     if predictor is not None:
-        accuracy = load_predictor(predictor)
-        space = space.restrict(resolutions=accuracy.domain.resolutions)
+        if save_predictor:
+            raise InvalidConfiguration("--save-predictor keeps one that is learnt here: leave out --predictor")
+        accuracy = _read_predictor(predictor)
+        if isinstance(accuracy, PublishedPredictor):
+            space = space.restrict(resolutions=accuracy.domain.resolutions)
     tables = [load_latency(path) for path in table or ()]
     constraints = _latencies(space, tables, latency or [], front)
     in_units: list[tuple[CostModel, float | None, float]] = [
@@ -89,6 +99,8 @@ def search(
     if accuracy is None:
         with console.status("accuracy predictor"):
             accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels))
+        if save_predictor:
+            files.save_predictor(save_predictor, accuracy)
     if front:
         cost = tables[0] if tables else MACs()
         outline = run_front(space, accuracy, [cost], constraints, points=points, seed=seed)
@@ -108,6 +120,12 @@ def search(
         f"[bold]{out}[/]: predicted top-1 {result.accuracy:.2f} %, {costs or 'no bounds'}; "
         f"{result.evaluations} evaluations in {result.seconds:.1f} s\n{result.architecture}"
     )
+
+
+def _read_predictor(path: Path) -> Predictor | PublishedPredictor:
+    """One of ours, or of the authors', by what the file says."""
+    ours = path.suffix == ".safetensors" and read_tensors(path)[1].get("format") == files.FORMAT
+    return files.load_predictor(path) if ours else load_predictor(path)
 
 
 def _latencies(space: SearchSpace, tables: Sequence[Table], budgets: Sequence[str], front: bool) -> list[Constraint]:

@@ -142,3 +142,13 @@ def test_results_of_before_can_still_be_read(tiny_space: SearchSpace) -> None:
     }
     result = SearchResult.from_json(old)
     assert (result.architecture, result.costs[0].bound) == (tiny_space.smallest(), 0.46)
+
+
+def test_a_predictor_is_kept_and_used_again(search: Search, tmp_path: Path) -> None:
+    path = tmp_path / "accuracy.safetensors"
+    first = search("--macs", 5, "--save-predictor", path)
+    again = search("--macs", 5, "--predictor", path)
+    assert again["architecture"] == first["architecture"]
+    assert again["predicted_top1"] == pytest.approx(first["predicted_top1"])
+    with pytest.raises(InvalidConfiguration, match="leave out --predictor"):
+        search("--macs", 5, "--predictor", path, "--save-predictor", path)
