@@ -61,7 +61,7 @@ class Exporter:
 
     def export(self, name: str, arch: Architecture, device: Device, kept: Sequence[int] = ()) -> Export:
         """Write the files of a sub-network to the folder `name`. Raises UnwritableOutput."""
-        stem = f"{device.name}-{device.precision}{'-mixed' if kept else ''}".replace("@", "-at-")
+        stem = f"{device.name.partition('@')[0]}-{device.precision}"
         files = []
         for suffix, content in self.convert(arch, device, kept).items():
             path = self.folder / name / f"{stem}{suffix}"

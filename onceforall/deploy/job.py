@@ -63,6 +63,11 @@ class Job:
             raise InvalidConfiguration(f"quantize {quantize!r}: choices are {', '.join(QUANTIZED)}")
         if quantize is not None and device.precision != "fp32":
             raise InvalidConfiguration(f"quantize {quantize!r} on a device in {device.precision}: give one in fp32")
+        if quantize is not None and not device.is_here:
+            raise InvalidConfiguration(
+                f"quantize on {device.name}: precisions cannot be compared from here; specialise for one "
+                "of them, or there"
+            )
         if not max_drop >= 0:
             raise InvalidConfiguration(f"max_drop {max_drop}: expected points of top-1, at least 0")
         self.supernet, self.labels, self.data, self.done = supernet, labels, data, done

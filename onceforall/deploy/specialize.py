@@ -86,7 +86,8 @@ def specialize(
         "supernet": about or {},
         "space": supernet.space.to_json(),
         "data": data.describe(),
-        "device": device.describe(),
+        # What another machine is becomes known with its first results.
+        "device": device.describe() if device.is_here else f"{device.name}, {device.threads} thread(s)",
         "seed": seed,
     }
     write_json(out / "manifest.json", {"format": FORMAT, "state": "running"})

@@ -129,6 +129,9 @@ def _latency(
     if math.isnan(export.latency_ms):
         return
     stated = f"{export.latency_ms:.3f} ms"
+    if not device.is_here:
+        yield Claim(f"{about}: latency", stated, f"measured on another machine, {export.device}", repeated=False)
+        return
     own = device.describe()
     changed = {"precision": export.precision, "name": export.device, "runtime": export.runtime}
     # What a runtime says beyond name and version (its provider) is of no other runtime's description.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -119,16 +121,17 @@ class Device(ABC):
         """
         converted: dict[tuple[int, Shape], Files] = {}
         loads: list[Load] = []
-        for number, (network, shape) in enumerate(networks):
-            report("preparing", number, len(networks))
-            known = id(network), shape
-            if known not in converted:
-                converted[known] = self.convert(network, shape)
-            loads.append(self.loader(converted[known], shape))
-        report("preparing", len(networks), len(networks))
-        return time_turns(
-            loads, turns, done=done, keep=keep, report=lambda count, total: report("timing", count, total)
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            for number, (network, shape) in enumerate(networks):
+                report("preparing", number, len(networks))
+                known = id(network), shape
+                if known not in converted:
+                    converted[known] = _OnDisk(Path(folder, str(number)), self.convert(network, shape))
+                loads.append(self.loader(converted[known], shape))
+            report("preparing", len(networks), len(networks))
+            return time_turns(
+                loads, turns, done=done, keep=keep, report=lambda count, total: report("timing", count, total)
+            )
 
     def loader(self, files: Files, input_shape: Shape) -> Load:
         """What makes files ready to be timed with random numbers: anew for every burst, or once where that is slow."""
@@ -186,6 +189,24 @@ class Device(ABC):
             raise InvalidConfiguration(
                 f"{self.name} needs {package} ({error}): pip install 'onceforall[{self.extra}]'"
             ) from error
+
+
+class _OnDisk(Mapping[str, bytes]):
+    """Files of a network that wait on disk: a measurement has hundreds of networks."""
+
+    def __init__(self, path: Path, files: Files) -> None:
+        self._paths = {suffix: path.with_suffix(suffix) for suffix in files}
+        for suffix, content in files.items():
+            self._paths[suffix].write_bytes(content)
+
+    def __getitem__(self, suffix: str) -> bytes:
+        return self._paths[suffix].read_bytes()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
 
 
 def _same(run: Run) -> Run:

@@ -51,6 +51,7 @@ class RemoteDevice(Device):
         if not str(folder):
             raise InvalidConfiguration(f"{runtime}@: expected a folder for the plan, such as {runtime}@phone")
         self.folder, self.runtime = Path(folder), runtime
+        self.name = f"{runtime}@{folder}"  # type: ignore[misc]
         self._local = local(runtime, threads, precision)
         self.precisions = self._local.precisions  # type: ignore[misc]
         super().__init__(threads, precision)

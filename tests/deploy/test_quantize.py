@@ -14,8 +14,11 @@ from onceforall.deploy.job import Job
 from onceforall.deploy.manifest import Export, File, Network
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.steps import FinishedSteps
+from onceforall.deploy.verify import verify
+from onceforall.devices import measure
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
-from onceforall.errors import InvalidConfiguration
+from onceforall.devices.remote import RemoteDevice
+from onceforall.errors import InvalidConfiguration, MeasurementPending
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label
 from onceforall.report import tables
@@ -234,3 +237,29 @@ def test_quantised_networks_are_calibrated_on_calibration_images(
 
 def test_a_file_says_its_path() -> None:
     assert Export("a", "int8", "a 1", [File("x/a.b", 10, ""), File("x/a.c", 5, "")]).bytes == 15
+
+
+def test_networks_for_another_machine_wait_for_its_results(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    """Each plan is measured (here, by its script) and brought back; the same call goes on and counts on those times."""
+    remote = RemoteDevice(tmp_path / "phone")
+
+    def call() -> list[Network]:
+        return specialize(
+            supernet, labels, tiny_data, remote, tmp_path / "out", budgets=("1000 ms",), table=table, candidates=1
+        ).networks
+
+    for _ in range(2):  # the largest network alone, then all
+        with pytest.raises(MeasurementPending, match=r"run `python measure\.py` in it"):
+            call()
+        (plan,) = [path for path in (tmp_path / "phone").iterdir() if not (path / "results.json").exists()]
+        measure.measure(plan, say=lambda text: None)
+    networks = call()
+    assert [network.export.name for network in networks] == ["onnxruntime@" + str(tmp_path / "phone") + " fp32"] * 3
+    assert all(0 < network.measured_latency_ms < 1000 for network in networks)
+    skipped = [claim.about for claim in verify(tmp_path / "out", tiny_data) if not claim.repeated]
+    assert len(skipped) == 3
+    assert all(about.endswith("latency") for about in skipped)
+    with pytest.raises(InvalidConfiguration, match="precisions cannot be compared from here"):
+        specialize(supernet, labels, tiny_data, remote, tmp_path / "int8", table=table, quantize="int8")
