@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import linalg
 
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.predict.predictor import Arrays, FittedPredictor
@@ -36,7 +37,7 @@ class Solution(NamedTuple):
 def ridge(features: Matrix, targets: Matrix) -> Solution:
     """Ridge regression with the penalty of least leave-one-out error; features [n, p], targets [n]."""
     centre, mean = features.mean(axis=0), float(targets.mean())
-    left, singular, right = np.linalg.svd(features - centre, full_matrices=False)
+    left, singular, right = _svd(features - centre)
     power, rotated = singular**2, left.T @ (targets - mean)
     # Shape [penalties, p]: how much of each principal component is kept.
     kept = power / (power + PENALTIES[:, None] * max(power.sum() / len(targets), 1e-12))
@@ -47,6 +48,15 @@ def ridge(features: Matrix, targets: Matrix) -> Solution:
     usable = singular > 1e-9 * singular.max(initial=0)
     weights = right.T[:, usable] @ (kept[best] * rotated / np.where(usable, singular, 1))[usable]
     return Solution(weights, mean - float(centre @ weights), residuals[best])
+
+
+def _svd(matrix: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+    """The thin singular value decomposition; what divides and conquers fails on some matrices of low rank."""
+    try:
+        left, singular, right = np.linalg.svd(matrix, full_matrices=False)
+    except np.linalg.LinAlgError:
+        left, singular, right = linalg.svd(matrix, full_matrices=False, lapack_driver="gesvd")
+    return left, singular, right
 
 
 class RidgePredictor(FittedPredictor):

@@ -310,3 +310,18 @@ def test_foreign_and_truncated_files_are_refused(tiny_space: SearchSpace, tmp_pa
         save_file(changed, other, {**about, **changes})
         with pytest.raises(IncompatibleCheckpoint, match=message):
             load_predictor(other)
+
+
+def test_ridge_survives_a_decomposition_that_does_not_converge(
+    tiny_space: SearchSpace, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archs = tiny_space.from_rows(tiny_space.sample_rows(60, rng))
+    accuracies = [50 + rng.normal() for _ in archs]
+    expected = RidgePredictor(tiny_space, interactions=True).fit(archs, accuracies).predict(archs)
+
+    def fail(*given: object, **options: object) -> None:
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    monkeypatch.setattr(np.linalg, "svd", fail)
+    found = RidgePredictor(tiny_space, interactions=True).fit(archs, accuracies).predict(archs)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
