@@ -75,6 +75,7 @@ def specialize(
             "by their files: onnx, ir, tflite, pte, pt2); repeat it."
         ),
     ] = None,
+    finetune: Annotated[int, typer.Option(help="Epochs for which the chosen networks go on training.")] = 0,
     candidates: Annotated[int, typer.Option(help="Best networks of a search to measure on the label images.")] = 4,
     seed: Seed = 0,
 ) -> None:
@@ -114,6 +115,7 @@ def specialize(
             max_drop=max_drop,
             quantized_labels=quantized_labels,
             exports=targets,
+            finetune=finetune,
             candidates=candidates,
             seed=seed,
             about=about,

@@ -21,7 +21,7 @@ from onceforall.devices.device import Device, Files, Session, Shape
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
 from onceforall.evaluate import specialised
 from onceforall.files import sha256, write_atomically
-from onceforall.nn.supernet import Supernet
+from onceforall.nn.supernet import Network, Supernet
 
 PARITY = 1e-4  # largest difference of an fp32 export's logits from torch's, relative to the largest logit
 CALIBRATING = 128  # calibration images that set the ranges of a quantised network
@@ -39,10 +39,14 @@ class Judged(NamedTuple):
 
 
 class Exporter:
-    """Exports sub-networks of a supernet into a folder, and judges them."""
+    """Exports sub-networks of a supernet into a folder, and judges them.
+
+    `tuned`: those that went on training, with their own weights.
+    """
 
     def __init__(self, supernet: Supernet, data: Data, folder: Path) -> None:
         self.supernet, self.data, self.folder = supernet, data, folder
+        self.tuned: dict[Architecture, Network] = {}
         self._plain: dict[Architecture, nn.Sequential] = {}
         self._logits: dict[tuple[Architecture, Split], Logits] = {}
         self._calibration: dict[int, NDArray[np.float32]] = {}
@@ -50,8 +54,14 @@ class Exporter:
     def plain(self, arch: Architecture) -> nn.Sequential:
         """The network in torch, fp32: recalibrated, batch norm folded."""
         if arch not in self._plain:
-            self._plain[arch] = specialised(self.supernet, arch, self.data)
+            self._plain[arch] = specialised(self.tuned.get(arch, self.supernet), arch, self.data)
         return self._plain[arch]
+
+    def tune(self, arch: Architecture, network: Network) -> None:
+        """From now on a sub-network has the weights of `network`."""
+        self.tuned[arch] = network
+        self._plain.pop(arch, None)
+        self._logits = {key: logits for key, logits in self._logits.items() if key[0] != arch}
 
     def convert(self, arch: Architecture, device: Device, kept: Sequence[int] = ()) -> Files:
         """The files of a sub-network; a quantised one is calibrated on the calibration images."""

@@ -23,11 +23,14 @@ from onceforall.devices.device import Device
 from onceforall.devices.timing import Load, Turns, summarise, time_turns
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
 from onceforall.evaluate import top1
+from onceforall.nn.supernet import Network as Trained
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import MLPPredictor, PredictorQuality, assess
 from onceforall.predict.corrected import CorrectedPredictor
 from onceforall.predict.labels import Label, training_pairs
 from onceforall.search.evolution import search
+from onceforall.training.recipe import finetune
+from onceforall.training.trainer import train
 
 ATTEMPTS = 4
 COMPARED = 6  # random networks that tell, beside the smallest and the largest, which precision is faster
@@ -155,7 +158,7 @@ class Job:
         network = Network(
             role, budget, budget_ms, arch, macs(layers), params(layers), self.table.cost(layers), predicted, fp32_top1
         )
-        network.exports = [self._export(network.name, arch, device) for device in (self.low, self.device) if device]
+        network.exports = self._exports(network)
         return network
 
     def searched(self, budget: str, budget_ms: float, bound: float) -> Network:
@@ -193,6 +196,12 @@ class Job:
     def _kept_on(self, device: Device) -> tuple[int, ...]:
         return self.kept if device.precision == "int8" else ()
 
+    def _exports(self, network: Network) -> list[Export]:
+        """Every export of a network that may be the one to use."""
+        return [
+            self._export(network.name, network.architecture, device) for device in (self.low, self.device) if device
+        ]
+
     def _export(self, name: str, arch: Architecture, device: Device) -> Export:
         kept = self._kept_on(device)
         export = self.exporter.export(name, arch, device, kept)
@@ -202,14 +211,16 @@ class Job:
 
     def _label_top1(self, arch: Architecture, device: Device, kept: Sequence[int]) -> float:
         """Measured on the label images: in torch for fp32, else by the files in their runtime."""
+        tuned = ", fine-tuned" if arch in self.exporter.tuned else ""
         if device.precision == "fp32":
-            if arch not in self.label_top1:
-                batches = self.data.batches("label", arch.resolution)
-                step = f"label fp32 {arch}"
-                self.label_top1[arch] = self.done.once(step, lambda: top1(self.exporter.plain(arch), batches))
-            return self.label_top1[arch]
+            if arch in self.label_top1 and not tuned:
+                return self.label_top1[arch]
+            batches = self.data.batches("label", arch.resolution)
+            found = self.done.once(f"label fp32 {arch}{tuned}", lambda: top1(self.exporter.plain(arch), batches))
+            self.label_top1[arch] = found
+            return found
         return self.done.once(
-            f"label {device.name} {device.precision} {list(kept)} {arch}",
+            f"label {device.name} {device.precision} {list(kept)} {arch}{tuned}",
             lambda: self.exporter.judge(arch, device, self.exporter.convert(arch, device, kept), "label").top1,
         )
 
@@ -240,6 +251,27 @@ class Job:
                 networks[index], bounds[index] = new, bound
         self.report("latency on the device", ATTEMPTS, ATTEMPTS)
         return networks
+
+    def finetune(self, networks: Sequence[Network], epochs: int) -> None:
+        """Go on training what was searched or given, and export it again. Interrupted, the training goes on as well."""
+        chosen = [network for network in networks if network.role in ("searched", "given")]
+        for index, network in enumerate(chosen):
+            self.report("fine-tuning", index, len(chosen))
+            arch = network.architecture
+            if arch not in self.exporter.tuned:
+                own = Trained.of(self.supernet, arch)
+                recipe = finetune(epochs, min(TUNING_BATCH, self.data.size("train")))
+                train(own, self.data, recipe, self.out / "finetune" / network.name, seed=self.seed)
+                self.exporter.tune(arch, own)
+            before = network.label_top1
+            network.exports = self._exports(network)
+            network.label_top1 = self._label_top1(arch, self.device, ())
+            network.attempts.append(
+                f"fine-tuned for {epochs} epochs: label top-1 {before:.2f} -> {network.label_top1:.2f} %"
+            )
+        if chosen:
+            self.report("fine-tuning", len(chosen), len(chosen))
+            self.measure_latency(networks)
 
     def measure_latency(self, networks: Sequence[Network]) -> None:
         """Interleaved timings of all exports; each network's export to use follows from them."""

@@ -56,6 +56,7 @@ def specialize(
     max_drop: float = 0.5,
     quantized_labels: int = 0,
     exports: Sequence[Device] = (),
+    finetune: int = 0,
     candidates: int = 4,
     seed: int = 0,
     about: dict[str, Any] | None = None,
@@ -75,6 +76,7 @@ def specialize(
     layers stay in fp32 in int8 networks where that makes the largest network more accurate on those images.
     quantized_labels: how many sub-networks are labelled in that precision, on the device, to correct the
     accuracy predictor before a search.
+    finetune: epochs for which what was searched or given goes on training, after it was chosen.
     exports: further runtimes that every network is exported to and verified in.
 
     A call that was interrupted goes on where it stopped, when it is repeated. Raises InfeasibleConstraint
@@ -117,6 +119,8 @@ def specialize(
         for number, arch in enumerate(architectures, 1)
     ]
     networks = job.hold_budgets(networks)
+    if finetune:
+        job.finetune(networks, finetune)
     job.export_further(networks, exports)
     job.verify(networks)
     result = Specialization(

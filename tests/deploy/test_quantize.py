@@ -263,3 +263,21 @@ def test_networks_for_another_machine_wait_for_its_results(
     assert all(about.endswith("latency") for about in skipped)
     with pytest.raises(InvalidConfiguration, match="precisions cannot be compared from here"):
         specialize(supernet, labels, tiny_data, remote, tmp_path / "int8", table=table, quantize="int8")
+
+
+def test_what_was_chosen_can_go_on_training(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    found = []
+    for epochs in (0, 1):
+        found.append(
+            specialize(
+                supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path / str(epochs), budgets=(),
+                architectures=[labels[3].architecture], table=table, finetune=epochs,
+            ).networks
+        )  # fmt: skip
+    (largest, plain), (same, tuned) = found
+    assert same.export.files[0].sha256 == largest.export.files[0].sha256  # only what was chosen
+    assert tuned.export.files[0].sha256 != plain.export.files[0].sha256
+    assert tuned.export.parity < 1e-4
+    assert "fine-tuned for 1 epochs: label top-1" in tuned.attempts[-1]
