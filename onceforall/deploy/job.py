@@ -36,6 +36,7 @@ ATTEMPTS = 4
 COMPARED = 6  # random networks that tell, beside the smallest and the largest, which precision is faster
 # First layers that may stay in floating point: their few channels differ most in range, and one scale serves them all.
 KEPT = ((), (0,), (0, 1), (0, 1, 2))
+TUNING_BATCH = 128
 QUANTIZED = ("int8", "bf16")
 
 
