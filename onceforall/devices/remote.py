@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class RemoteDevice(Device):
 
     name = "remote"
     title = "a runtime on another machine, by a plan that is carried there"
+    is_here = False
 
     def __init__(
         self, folder: str | Path, runtime: str = "onnxruntime", threads: int = 1, precision: str = "fp32"
@@ -52,6 +53,7 @@ class RemoteDevice(Device):
         self.folder, self.runtime = Path(folder), runtime
         self._local = local(runtime, threads, precision)
         self.precisions = self._local.precisions  # type: ignore[misc]
+        self.keeps_layers = self._local.keeps_layers  # type: ignore[misc]
         super().__init__(threads, precision)
         self._machine: Mapping[str, Any] = {}
 
@@ -66,8 +68,14 @@ class RemoteDevice(Device):
             **self._machine,
         }
 
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
-        return self._local.convert(network, input_shape, calibration)
+    def convert(
+        self,
+        network: nn.Module | bytes,
+        input_shape: Shape,
+        calibration: Images | None = None,
+        kept: Collection[int] = (),
+    ) -> Files:
+        return self._local.convert(network, input_shape, calibration, kept)
 
     def load(self, files: Files, input_shape: Shape) -> Session:
         return self._local.load(files, input_shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -78,7 +78,14 @@ class TorchDevice(Device):
         mode = "compiled" if self.compiled else "eager"
         return self.described(f"torch {torch.__version__}", mode=mode, target=self.target, **gpu)
 
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+    def convert(
+        self,
+        network: nn.Module | bytes,
+        input_shape: Shape,
+        calibration: Images | None = None,
+        kept: Collection[int] = (),
+    ) -> Files:
+        self.check_kept(kept)
         dtype = DTYPES[self.precision]
         module = copy.deepcopy(self.needs_module(network)).to(dtype)
         buffer = io.BytesIO()
