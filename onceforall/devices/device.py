@@ -64,6 +64,7 @@ class Device(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str] = ""  # what it is, in a few words
+    suffixes: ClassVar[tuple[str, ...]]  # of the files that `convert` gives
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     packages: ClassVar[tuple[str, ...]] = ()  # distributions that it needs beyond torch
     extra: ClassVar[str | None] = None  # of onceforall, which installs them

@@ -40,6 +40,7 @@ class ExecuTorchDevice(Device):
 
     name = "executorch"
     title = "ExecuTorch (XNNPACK), this machine's processor"
+    suffixes = (".pte",)
     precisions = ("fp32", "int8")
     packages = ("executorch", "torchao")
     extra = "executorch"

@@ -22,6 +22,7 @@ class LiteRtDevice(Device):
 
     name = "litert"
     title = "LiteRT (XNNPACK), this machine's processor"
+    suffixes = (measure.LiteRt.suffix,)
     precisions = ("fp32", "int8")
     packages = ("ai-edge-litert", "litert-torch", "ai-edge-quantizer")
     extra = "litert"

@@ -46,6 +46,7 @@ class NcnnDevice(Device):
 
     name = "ncnn"
     title = "ncnn, this machine's processor"
+    suffixes = tuple(SUFFIXES)
     precisions = ("fp32", "bf16")
     packages = ("ncnn", "pnnx")
     extra = "ncnn"

@@ -30,6 +30,7 @@ class OnnxRuntimeDevice(Device):
 
     name = "onnxruntime"
     title = "ONNX Runtime, this machine's processor"
+    suffixes = (measure.OnnxRuntime.suffix,)
     precisions = ("fp32", "int8")
     packages = ("onnxruntime",)
     keeps_layers = True

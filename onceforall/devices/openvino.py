@@ -45,6 +45,7 @@ class OpenVinoDevice(Device):
 
     name = "openvino"
     title = "OpenVINO, this machine's processor"
+    suffixes = (".xml", ".bin")
     precisions = ("fp32", "bf16", "int8")
     packages = ("openvino", "nncf")
     extra = "openvino"
@@ -97,7 +98,7 @@ class OpenVinoDevice(Device):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "network.xml")
             self._openvino.save_model(model, path, compress_to_fp16=False)
-            return {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")}
+            return {suffix: path.with_suffix(suffix).read_bytes() for suffix in self.suffixes}
 
     def load(self, files: Files, input_shape: Shape) -> Session:
         settings = {

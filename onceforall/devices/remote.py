@@ -53,6 +53,7 @@ class RemoteDevice(Device):
         self.folder, self.runtime = Path(folder), runtime
         self._local = local(runtime, threads, precision)
         self.precisions = self._local.precisions  # type: ignore[misc]
+        self.suffixes = self._local.suffixes  # type: ignore[misc]
         self.keeps_layers = self._local.keeps_layers  # type: ignore[misc]
         super().__init__(threads, precision)
         self._machine: Mapping[str, Any] = {}

@@ -60,6 +60,7 @@ class TorchDevice(Device):
 
     name = "torch"
     title = "torch, eager, this machine's processor"
+    suffixes = (".pt2",)
     precisions = tuple(DTYPES)
     packages = ("torch",)
     loads_fast = False

@@ -127,6 +127,7 @@ class DeviceSuite:
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         files = device.convert(network, shape, images)
         assert files, "conversion gave no files"
+        assert set(files) == set(device.suffixes), f"files are {', '.join(files)}, `suffixes` {device.suffixes}"
         assert all(suffix.startswith(".") and content for suffix, content in files.items()), "a file is empty"
         after = network.state_dict()
         assert before.keys() == after.keys(), "conversion changed the network"

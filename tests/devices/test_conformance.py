@@ -162,11 +162,17 @@ class TakesAnything(OnnxRuntimeDevice):
 
 
 class ConvertsToNoise(OnnxRuntimeDevice):
+    suffixes = (".onnx", ".noise")
+
     def convert(
         self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None, kept: Any = ()
     ) -> Files:
         files = super().convert(network, input_shape, calibration, kept)
         return {**files, ".noise": np.random.default_rng().bytes(8)}
+
+
+class SaysOtherSuffixes(OnnxRuntimeDevice):
+    suffixes = (".onnx", ".bin")
 
 
 class ChangesWeights(OnnxRuntimeDevice):
@@ -195,6 +201,7 @@ class ForgetsTurns(OnnxRuntimeDevice):
         (SaysNoProcessor, "test_it_says_what_it_is_in_the_text_of_json", "says no processor"),
         (TakesAnything, "test_impossible_settings_are_refused_by_name", "expected InvalidConfiguration: ... threads 0"),
         (ConvertsToNoise, "test_a_network_is_converted_to_the_same_bytes", "converted again, .noise has other bytes"),
+        (SaysOtherSuffixes, "test_a_network_is_converted_to_the_same_bytes", "files are .onnx, `suffixes` .*bin"),
         (ChangesWeights, "test_a_network_is_converted_to_the_same_bytes", "conversion changed the weights"),
         (ForgetsTurns, "test_times_are_positive_and_a_measurement_goes_on", "was measured again"),
     ],
