@@ -8,7 +8,7 @@ import io
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,6 +66,7 @@ class Device(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str] = ""  # what it is, in a few words
+    suffixes: ClassVar[tuple[str, ...]]  # of the files that `convert` gives
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     packages: ClassVar[tuple[str, ...]] = ()  # distributions that it needs beyond torch
     extra: ClassVar[str | None] = None  # of onceforall, which installs them
@@ -87,12 +88,19 @@ class Device(ABC):
         """Name, runtime and version, threads, precision, and the machine: what a measurement is of."""
 
     @abstractmethod
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+    def convert(
+        self,
+        network: nn.Module | bytes,
+        input_shape: Shape,
+        calibration: Images | None = None,
+        kept: Collection[int] = (),
+    ) -> Files:
         """The files that the runtime loads for a network: a module in evaluation mode, or the bytes of an ONNX model.
 
         `calibration` [n, channels, height, width] sets the ranges of a quantised network; without it
-        they come from random inputs, which is enough to time it. Raises InvalidConfiguration where the
-        runtime cannot take such a network or input.
+        they come from random inputs, which is enough to time it. `kept`: layers of an int8 network that
+        stay in fp32, by their place in the nn.Sequential, from 0. Raises InvalidConfiguration where the
+        runtime cannot take such a network or input, or cannot keep layers.
         """
 
     @abstractmethod
@@ -157,6 +165,19 @@ class Device(ABC):
             "precision": self.precision,
             **describe_machine(),
         }
+
+    def check_kept(self, kept: Collection[int]) -> None:
+        """Raises InvalidConfiguration where layers are to be kept and this device has none to keep."""
+        if kept and not self.keeps_layers:
+            raise InvalidConfiguration(
+                f"kept layers {sorted(kept)}: {self.name} quantises whole networks; keep none, or use a device whose "
+                "`keeps_layers` is true, such as onnxruntime"
+            )
+        if kept and self.precision != "int8":
+            raise InvalidConfiguration(
+                f"kept layers {sorted(kept)}: only int8 networks have layers to keep, this device computes in "
+                f"{self.precision}; keep none"
+            )
 
     def calibration_inputs(self, calibration: Images | None, input_shape: Shape) -> Iterator[Images]:
         """Inputs of exactly `input_shape` that set ranges: the images in turn, the first ones again to fill the last.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class ExecuTorchDevice(Device):
 
     name = "executorch"
     title = "ExecuTorch (XNNPACK), this machine's processor"
+    suffixes = (".pte",)
     precisions = ("fp32", "int8")
     packages = ("executorch", "torchao")
     extra = "executorch"
@@ -51,7 +52,14 @@ class ExecuTorchDevice(Device):
     def describe(self) -> dict[str, Any]:
         return self.described(f"executorch {self.needs('executorch.version').__version__}", delegate="XNNPACK")
 
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+    def convert(
+        self,
+        network: nn.Module | bytes,
+        input_shape: Shape,
+        calibration: Images | None = None,
+        kept: Collection[int] = (),
+    ) -> Files:
+        self.check_kept(kept)
         module: Any = copy.deepcopy(self.needs_module(network))
         sample = (torch.zeros(input_shape),)
         with pinned(self.threads), torch.no_grad(), quietly():

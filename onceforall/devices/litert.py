@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class LiteRtDevice(Device):
 
     name = "litert"
     title = "LiteRT (XNNPACK), this machine's processor"
+    suffixes = (measure.LiteRt.suffix,)
     precisions = ("fp32", "int8")
     packages = ("ai-edge-litert", "litert-torch", "ai-edge-quantizer")
     extra = "litert"
@@ -33,7 +34,14 @@ class LiteRtDevice(Device):
     def describe(self) -> dict[str, Any]:
         return self.described(f"litert {self.needs('ai_edge_litert').__version__}", delegate="XNNPACK")
 
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+    def convert(
+        self,
+        network: nn.Module | bytes,
+        input_shape: Shape,
+        calibration: Images | None = None,
+        kept: Collection[int] = (),
+    ) -> Files:
+        self.check_kept(kept)
         module = copy.deepcopy(self.needs_module(network))  # its converter changes modules
         litert_torch = self.needs("litert_torch")
         batch, channels, height, width = input_shape
@@ -51,10 +59,17 @@ class LiteRtDevice(Device):
 
     def _quantise(self, model: bytes, inputs: Iterator[Images]) -> bytes:
         """int8 weights, one scale a channel, and int8 activations whose ranges `inputs` set, input and output too."""
-        quantizer = self.needs("ai_edge_quantizer.quantizer").Quantizer(model)
-        quantizer.load_quantization_recipe(self.needs("ai_edge_quantizer.recipe").static_wi8_ai8())
-        interpreter = self.needs("ai_edge_litert.interpreter").Interpreter(model_content=model)
-        ((signature, arguments),) = interpreter.get_signature_list().items()
+        recipe = self.needs("ai_edge_quantizer.recipe").static_wi8_ai8()
+        manager = self.needs("ai_edge_quantizer.recipe_manager").RecipeManager()
+        manager.load_quantization_recipe(recipe)
+        # The quantizer's own calibration takes moving averages: ranges of the first input, nearly.
+        extremes = self.needs("ai_edge_quantizer.utils.qsv_utils").min_max_update
+        calibrator = self.needs("ai_edge_quantizer.calibrator").Calibrator(
+            model, num_threads=self.threads, qsv_update_func=extremes
+        )
+        ((signature, arguments),) = calibrator.get_signature_list().items()
         samples = [{arguments["inputs"][0]: images.transpose(0, 2, 3, 1).copy()} for images in inputs]
-        ranges = quantizer.calibrate({signature: samples}, num_threads=self.threads)
-        return bytes(quantizer.quantize(ranges).quantized_model)
+        calibrator.calibrate({signature: samples}, manager)
+        quantizer = self.needs("ai_edge_quantizer.quantizer").Quantizer(model)
+        quantizer.load_quantization_recipe(recipe)
+        return bytes(quantizer.quantize(calibrator.get_model_qsvs()).quantized_model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class NcnnDevice(Device):
 
     name = "ncnn"
     title = "ncnn, this machine's processor"
+    suffixes = tuple(SUFFIXES)
     precisions = ("fp32", "bf16")
     packages = ("ncnn", "pnnx")
     extra = "ncnn"
@@ -56,7 +58,14 @@ class NcnnDevice(Device):
     def describe(self) -> dict[str, Any]:
         return self.described(f"ncnn {self._ncnn.__version__}")
 
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+    def convert(
+        self,
+        network: nn.Module | bytes,
+        input_shape: Shape,
+        calibration: Images | None = None,
+        kept: Collection[int] = (),
+    ) -> Files:
+        self.check_kept(kept)
         if input_shape[0] != 1:
             raise InvalidConfiguration(f"batch {input_shape[0]}: ncnn takes one image at a time")
         with tempfile.TemporaryDirectory() as folder:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
+from collections.abc import Collection
 
+import onnx
 import torch
 from torch import nn
+
+from onceforall.errors import InvalidConfiguration
 
 OPSET = 17
 INPUT = "image"
@@ -37,3 +42,41 @@ def to_onnx(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
 def as_onnx(network: nn.Module | bytes, input_shape: tuple[int, ...]) -> bytes:
     """The ONNX model of a network that may be one already."""
     return network if isinstance(network, bytes) else to_onnx(network, input_shape)
+
+
+def nodes_of_layers(model: bytes, layers: Collection[int]) -> list[onnx.NodeProto]:
+    """The nodes that some layers of an nn.Sequential became, by place from 0: the exporter names them /PLACE/...
+
+    Raises InvalidConfiguration where the model has no such layer.
+    """
+    if not layers:
+        return []
+    found: dict[int, list[onnx.NodeProto]] = {}
+    for node in onnx.load_from_string(model).graph.node:
+        if match := re.match(r"/(\d+)/", node.name):
+            found.setdefault(int(match[1]), []).append(node)
+    last = max(found, default=-1)
+    wrong = sorted(layer for layer in layers if not 0 <= layer <= last)
+    if wrong:
+        has = f"the network has layers 0 to {last}" if found else "only an nn.Sequential has layers with a place"
+        raise InvalidConfiguration(f"kept layers {wrong}: {has}")
+    return [node for layer in sorted(set(layers)) for node in found.get(layer, ())]
+
+
+def without_aliases(model: bytes) -> bytes:
+    """The same model where every weight is stored under its own name.
+
+    The exporter stores equal tensors once, such as biases of zeros, and makes the others Identity nodes: quantisers
+    take those for activations.
+    """
+    loaded = onnx.load_from_string(model)
+    graph = loaded.graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Identity" and node.input[0] in stored]:
+        copied = onnx.TensorProto()
+        copied.CopyFrom(stored[node.input[0]])
+        copied.name = node.output[0]
+        graph.initializer.append(copied)
+        graph.node.remove(node)
+    result: bytes = loaded.SerializeToString(deterministic=True)
+    return result

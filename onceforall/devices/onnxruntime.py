@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from onceforall.devices import measure
 from onceforall.devices.device import Device, Files, Images, Session, Shape
-from onceforall.devices.onnx import INPUT, as_onnx
+from onceforall.devices.onnx import INPUT, as_onnx, nodes_of_layers, without_aliases
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -30,24 +30,37 @@ class OnnxRuntimeDevice(Device):
 
     name = "onnxruntime"
     title = "ONNX Runtime, this machine's processor"
+    suffixes = (measure.OnnxRuntime.suffix,)
     precisions = ("fp32", "int8")
     packages = ("onnxruntime",)
+    keeps_layers = True
 
     def describe(self) -> dict[str, Any]:
         return self.described(f"onnxruntime {onnxruntime.__version__}", provider="CPUExecutionProvider")
 
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+    def convert(
+        self,
+        network: nn.Module | bytes,
+        input_shape: Shape,
+        calibration: Images | None = None,
+        kept: Collection[int] = (),
+    ) -> Files:
+        self.check_kept(kept)
         model = as_onnx(network, input_shape)
         if self.precision == "int8":
-            model = quantise(model, self.calibration_inputs(calibration, input_shape))
+            nodes = [node.name for node in nodes_of_layers(model, kept)]
+            model = quantise(model, self.calibration_inputs(calibration, input_shape), nodes)
         return {".onnx": model}
 
     def load(self, files: Files, input_shape: Shape) -> Session:
         return OnnxRuntimeSession(files[".onnx"], self.threads)
 
 
-def quantise(model: bytes, inputs: Iterator[Images]) -> bytes:
-    """An ONNX model with int8 weights, one scale a channel, and uint8 activations whose ranges `inputs` set (QDQ)."""
+def quantise(model: bytes, inputs: Iterator[Images], kept: Sequence[str] = ()) -> bytes:
+    """An ONNX model with int8 weights, one scale a channel, and uint8 activations whose ranges `inputs` set (QDQ).
+
+    `kept` names the nodes that stay in floating point.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -58,8 +71,10 @@ def quantise(model: bytes, inputs: Iterator[Images]) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         plain, prepared, quantised = (Path(folder, f"{name}.onnx") for name in ("plain", "prepared", "quantised"))
-        plain.write_bytes(model)
-        quant_pre_process(plain, prepared, skip_symbolic_shape=True)  # shapes are fixed: nothing symbolic to infer
+        plain.write_bytes(without_aliases(model))
+        # Shapes are fixed: nothing symbolic to infer. Optimised, h-swish would become two nodes without names, and
+        # the product of the two would be quantised: no faster, less exact, and no layer's to keep.
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True, skip_optimization=True)
         quantize_static(
             prepared,
             quantised,
@@ -68,5 +83,6 @@ def quantise(model: bytes, inputs: Iterator[Images]) -> bytes:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(kept),
         )
         return quantised.read_bytes()

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import sys
 import tempfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
-from onceforall.devices.onnx import as_onnx
+from onceforall.devices.onnx import as_onnx, nodes_of_layers
 from onceforall.errors import InvalidConfiguration
 
 # Without a hint, processors with AMX run fp32 networks in bf16 and nobody says so.
@@ -44,9 +45,11 @@ class OpenVinoDevice(Device):
 
     name = "openvino"
     title = "OpenVINO, this machine's processor"
+    suffixes = (".xml", ".bin")
     precisions = ("fp32", "bf16", "int8")
     packages = ("openvino", "nncf")
     extra = "openvino"
+    keeps_layers = True
     loads_fast = False  # compiles for a fifth of a second
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
@@ -65,13 +68,29 @@ class OpenVinoDevice(Device):
     def describe(self) -> dict[str, Any]:
         return self.described(f"openvino {self._openvino.__version__}", plugin="CPU", streams=1)
 
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
-        model = self._core.read_model(as_onnx(network, input_shape))
+    def convert(
+        self,
+        network: nn.Module | bytes,
+        input_shape: Shape,
+        calibration: Images | None = None,
+        kept: Collection[int] = (),
+    ) -> Files:
+        self.check_kept(kept)
+        source = as_onnx(network, input_shape)
+        model = self._core.read_model(source)
         if self.precision == "int8":
             nncf = self.needs("nncf")
             inputs = list(self.calibration_inputs(calibration, input_shape))
+            # By default ranges are means of the inputs' extremes, and clip what is brighter than most.
+            ranges = self.needs("nncf.quantization.range_estimator").RangeEstimatorParametersSet.MINMAX
             with quietly():
-                model = nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs))
+                model = nncf.quantize(
+                    model,
+                    nncf.Dataset(inputs),
+                    subset_size=len(inputs),
+                    ignored_scope=nncf.IgnoredScope(names=_operations(model, nodes_of_layers(source, kept))),
+                    advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
+                )
         # Names carry a counter of the whole process: without new ones, no two files of a network are equal.
         for number, operation in enumerate(model.get_ordered_ops()):
             if operation.get_type_name() not in ("Parameter", "Result"):
@@ -79,7 +98,7 @@ class OpenVinoDevice(Device):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "network.xml")
             self._openvino.save_model(model, path, compress_to_fp16=False)
-            return {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")}
+            return {suffix: path.with_suffix(suffix).read_bytes() for suffix in self.suffixes}
 
     def load(self, files: Files, input_shape: Shape) -> Session:
         settings = {
@@ -94,6 +113,13 @@ class OpenVinoDevice(Device):
                 path.with_suffix(suffix).write_bytes(content)
             compiled = self._core.compile_model(self._core.read_model(path), "CPU", settings)
         return OpenVinoSession(self._openvino, compiled)
+
+
+def _operations(model: Any, nodes: Sequence[Any]) -> list[str]:
+    """The operations that ONNX nodes became: of a node's name, or one below it, or of its output, as the last one's."""
+    names = {name for node in nodes for name in (node.name, *node.output)}
+    found = (operation.get_friendly_name() for operation in model.get_ordered_ops())
+    return [name for name in found if names & {name, name.rpartition("/")[0]}]
 
 
 def _send_nothing() -> None:

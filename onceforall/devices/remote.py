@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class RemoteDevice(Device):
         self.name = f"{runtime}@{folder}"  # type: ignore[misc]
         self._local = local(runtime, threads, precision)
         self.precisions = self._local.precisions  # type: ignore[misc]
+        self.suffixes = self._local.suffixes  # type: ignore[misc]
+        self.keeps_layers = self._local.keeps_layers  # type: ignore[misc]
         super().__init__(threads, precision)
         self._machine: Mapping[str, Any] = {}
 
@@ -71,8 +73,14 @@ class RemoteDevice(Device):
             **self._machine,
         }
 
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
-        return self._local.convert(network, input_shape, calibration)
+    def convert(
+        self,
+        network: nn.Module | bytes,
+        input_shape: Shape,
+        calibration: Images | None = None,
+        kept: Collection[int] = (),
+    ) -> Files:
+        return self._local.convert(network, input_shape, calibration, kept)
 
     def load(self, files: Files, input_shape: Shape) -> Session:
         return self._local.load(files, input_shape)

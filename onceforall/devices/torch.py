@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -60,6 +60,7 @@ class TorchDevice(Device):
 
     name = "torch"
     title = "torch, eager, this machine's processor"
+    suffixes = (".pt2",)
     precisions = tuple(DTYPES)
     packages = ("torch",)
     loads_fast = False
@@ -78,7 +79,14 @@ class TorchDevice(Device):
         mode = "compiled" if self.compiled else "eager"
         return self.described(f"torch {torch.__version__}", mode=mode, target=self.target, **gpu)
 
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
+    def convert(
+        self,
+        network: nn.Module | bytes,
+        input_shape: Shape,
+        calibration: Images | None = None,
+        kept: Collection[int] = (),
+    ) -> Files:
+        self.check_kept(kept)
         dtype = DTYPES[self.precision]
         module = copy.deepcopy(self.needs_module(network)).to(dtype)
         buffer = io.BytesIO()

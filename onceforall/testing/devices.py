@@ -71,7 +71,7 @@ class DeviceSuite:
     batches: ClassVar[tuple[int, ...]] = (1, 4)
     reproducible: ClassVar[bool] = True
     tolerance: ClassVar[dict[str, float]] = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 1e-2}
-    correlation: ClassVar[float] = 0.9
+    correlation: ClassVar[float] = 0.99
 
     def test_it_says_what_it_is_in_the_text_of_json(self, device: Device) -> None:
         found = device.describe()
@@ -127,6 +127,7 @@ class DeviceSuite:
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         files = device.convert(network, shape, images)
         assert files, "conversion gave no files"
+        assert set(files) == set(device.suffixes), f"files are {', '.join(files)}, `suffixes` {device.suffixes}"
         assert all(suffix.startswith(".") and content for suffix, content in files.items()), "a file is empty"
         after = network.state_dict()
         assert before.keys() == after.keys(), "conversion changed the network"
@@ -144,6 +145,29 @@ class DeviceSuite:
         for wrong in ((4, 3, 20, 20), (4, 1, *shape[2:]), (0, *shape[1:]), shape[1:]):
             with raises(InvalidConfiguration, str(list(wrong))):
                 device.convert(network, shape, np.zeros(wrong, np.float32))
+
+    def test_kept_layers_stay_in_floating_point(self, device: Device) -> None:
+        """Where the device can keep any; everywhere else they are refused."""
+        network, shape = _network(RESIDUAL)
+        images = _images((8, *shape[1:]))
+        last = len(RESIDUAL) - 1
+        if not device.keeps_layers or device.precision != "int8":
+            with raises(InvalidConfiguration, f"kept layers [{last}]"):
+                device.convert(network, shape, images, [last])
+            return
+        for wrong in (-1, last + 1):
+            with raises(InvalidConfiguration, f"kept layers [{wrong}]"):
+                device.convert(network, shape, images, [0, wrong])
+        expected = _torch(network, images)
+        errors = []
+        for kept in ((), (2, 3), range(len(RESIDUAL))):
+            session = device.load(device.convert(network, shape, images, kept), shape)
+            found = np.concatenate([session(image[None]).copy() for image in images])
+            errors.append(float(np.abs(found - expected).max() / np.abs(expected).max()))
+        none, some, every = errors
+        assert every <= self.tolerance["fp32"], f"all layers kept, outputs differ from torch's by {every:.2g}"
+        assert every < some, f"two of {last + 1} layers kept, outputs differ by {some:.2g}: is anything quantised?"
+        assert some != none, f"two layers kept or none, outputs differ from torch's by {some:.2g}: none was kept"
 
     def test_times_are_positive_and_a_measurement_goes_on(self, device: Device) -> None:
         networks = [EMPTY, _network(MOBILE)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 
 from onceforall import devices
 from onceforall.devices.device import Device, Files, Images, Session, Shape
+from onceforall.devices.onnx import as_onnx, nodes_of_layers
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.devices.timing import Turns
 from onceforall.errors import InvalidConfiguration
@@ -161,14 +162,24 @@ class TakesAnything(OnnxRuntimeDevice):
 
 
 class ConvertsToNoise(OnnxRuntimeDevice):
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
-        files = super().convert(network, input_shape, calibration)
+    suffixes = (".onnx", ".noise")
+
+    def convert(
+        self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None, kept: Any = ()
+    ) -> Files:
+        files = super().convert(network, input_shape, calibration, kept)
         return {**files, ".noise": np.random.default_rng().bytes(8)}
 
 
+class SaysOtherSuffixes(OnnxRuntimeDevice):
+    suffixes = (".onnx", ".bin")
+
+
 class ChangesWeights(OnnxRuntimeDevice):
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
-        files = super().convert(network, input_shape, calibration)
+    def convert(
+        self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None, kept: Any = ()
+    ) -> Files:
+        files = super().convert(network, input_shape, calibration, kept)
         assert isinstance(network, nn.Module)
         with torch.no_grad():
             next(network.parameters()).add_(1)
@@ -190,6 +201,7 @@ class ForgetsTurns(OnnxRuntimeDevice):
         (SaysNoProcessor, "test_it_says_what_it_is_in_the_text_of_json", "says no processor"),
         (TakesAnything, "test_impossible_settings_are_refused_by_name", "expected InvalidConfiguration: ... threads 0"),
         (ConvertsToNoise, "test_a_network_is_converted_to_the_same_bytes", "converted again, .noise has other bytes"),
+        (SaysOtherSuffixes, "test_a_network_is_converted_to_the_same_bytes", "files are .onnx, `suffixes` .*bin"),
         (ChangesWeights, "test_a_network_is_converted_to_the_same_bytes", "conversion changed the weights"),
         (ForgetsTurns, "test_times_are_positive_and_a_measurement_goes_on", "was measured again"),
     ],
@@ -200,10 +212,56 @@ def test_a_mistake_of_a_device_is_found(device: Callable[[], Device], test: str,
 
 
 class TakesAnyImages(OnnxRuntimeDevice):
-    def convert(self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None) -> Files:
-        return super().convert(network, input_shape)
+    def convert(
+        self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None, kept: Any = ()
+    ) -> Files:
+        return super().convert(network, input_shape, kept=kept)
 
 
 def test_ignored_calibration_images_are_found() -> None:
     with pytest.raises(AssertionError, match=r"expected InvalidConfiguration: ... \[4, 3, 20, 20\]"):
         DeviceSuite().test_calibration_images_must_fit(TakesAnyImages(precision="int8"))
+
+
+class KeepsNothing(OnnxRuntimeDevice):
+    def convert(
+        self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None, kept: Any = ()
+    ) -> Files:
+        nodes_of_layers(as_onnx(network, input_shape), kept)
+        return super().convert(network, input_shape, calibration)
+
+
+class KeepsAll(OnnxRuntimeDevice):
+    def convert(
+        self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None, kept: Any = ()
+    ) -> Files:
+        files = super().convert(network, input_shape, calibration, kept)
+        return OnnxRuntimeDevice().convert(network, input_shape) if kept else files
+
+
+class KeepsAllOrNone(OnnxRuntimeDevice):
+    def convert(
+        self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None, kept: Any = ()
+    ) -> Files:
+        return super().convert(network, input_shape, calibration, () if set(kept) == {2, 3} else kept)
+
+
+class SaysItKeepsNone(OnnxRuntimeDevice):
+    keeps_layers = False
+
+    def check_kept(self, kept: Collection[int]) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        (KeepsNothing, "all layers kept, outputs differ"),
+        (KeepsAll, "is anything quantised"),
+        (KeepsAllOrNone, "none was kept"),
+        (SaysItKeepsNone, r"expected InvalidConfiguration: ... kept layers \[5\]"),
+    ],
+)
+def test_layers_that_are_not_kept_as_said_are_found(device: type[Device], message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        DeviceSuite().test_kept_layers_stay_in_floating_point(device(precision="int8"))

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch import nn
 
 from onceforall import devices
 from onceforall.devices.onnx import to_onnx
@@ -37,8 +41,6 @@ def test_pooling_over_odd_feature_maps_is_exported_as_torch_computes_it(tiny_res
 
 
 def test_pooling_is_exported_as_global_average_pooling(tiny_space: SearchSpace) -> None:
-    import onnx
-
     network = build(tiny_space.lower(tiny_space.largest()))
     model = onnx.load_from_string(to_onnx(network, (1, 3, 20, 20)))
     kinds = [node.op_type for node in model.graph.node]
@@ -61,3 +63,48 @@ def test_unknown_devices_and_threads_are_refused() -> None:
         OnnxRuntimeDevice(0)
     with pytest.raises(InvalidConfiguration, match="precision 'fp8'"):
         OnnxRuntimeDevice(precision="fp8")
+
+
+def convolved(device: OnnxRuntimeDevice, network: nn.Module | bytes, kept: Collection[int]) -> dict[str, bool]:
+    """The convolutions and matrices of a converted network, for images of 20 px, and whether they compute in int8."""
+    images = np.random.default_rng(0).standard_normal((4, 3, 20, 20), np.float32)
+    graph = onnx.load_from_string(device.convert(network, (1, 3, 20, 20), images, kept)[".onnx"]).graph
+    dequantised = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    found = [node for node in graph.node if node.op_type in ("Conv", "Gemm")]
+    assert all(dequantised >= set(node.input) or not dequantised & set(node.input[1:]) for node in found)
+    return {node.name: dequantised >= set(node.input) for node in found}
+
+
+def test_kept_layers_and_no_others_are_left_out_of_quantisation(tiny_space: SearchSpace) -> None:
+    device = OnnxRuntimeDevice(precision="int8")
+    network = fold_batch_norm(build(tiny_space.lower(tiny_space.largest())))
+    assert all(convolved(device, network, ()).values())
+    for kept in ([0], [1, len(network) - 1], range(len(network))):
+        for name, quantised in convolved(device, network, kept).items():
+            assert quantised == (int(name.split("/")[1]) not in kept), name
+
+
+def test_layers_of_a_model_that_was_exported_before_are_kept_alike(tiny_space: SearchSpace) -> None:
+    device = OnnxRuntimeDevice(precision="int8")
+    network = fold_batch_norm(build(tiny_space.lower(tiny_space.largest())))
+    model = to_onnx(network, (1, 3, 20, 20))
+    assert convolved(device, model, {1, 0}) == convolved(device, network, [0, 1])
+
+
+def test_layers_without_a_place_cannot_be_kept() -> None:
+    device = OnnxRuntimeDevice(precision="int8")
+    with pytest.raises(InvalidConfiguration, match=r"kept layers \[0\]: only an nn.Sequential has layers"):
+        device.convert(nn.Conv2d(3, 3, 1), (1, 3, 4, 4), kept=[0])
+    with pytest.raises(InvalidConfiguration, match=r"kept layers \[0\]: only int8 networks.* fp32"):
+        OnnxRuntimeDevice().convert(nn.Conv2d(3, 3, 1), (1, 3, 4, 4), kept=[0])
+
+
+def test_equal_weights_are_quantised_as_others_are() -> None:
+    """The exporter stores equal tensors once."""
+    device = OnnxRuntimeDevice(precision="int8")
+    network = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(3)))
+    for layer in network:
+        nn.init.zeros_(layer.bias)
+    exported = onnx.load_from_string(to_onnx(network, (1, 3, 20, 20)))
+    assert "Identity" in [node.op_type for node in exported.graph.node]
+    assert list(convolved(device, network, ()).values()) == [True, True, True]

@@ -102,4 +102,5 @@ def test_every_device_of_ours_carries_its_name_and_extra() -> None:
         assert issubclass(kind, Device)
         assert kind.name == name
         assert kind.title
+        assert kind.suffixes
         assert kind.packages

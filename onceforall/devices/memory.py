@@ -1,0 +1,99 @@
+"""How much memory a converted network takes in its runtime: measured in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from onceforall.devices.device import Device, Files, Shape
+from onceforall.devices.measure import random_images
+from onceforall.errors import InvalidConfiguration
+
+RUNS = 3
+STATUS = Path("/proc/self/status")
+FORGET = Path("/proc/self/clear_refs")  # 5 written to it sets the peak to what is resident now
+
+
+def measure_memory(device: Device, files: Files, input_shape: Shape) -> int:
+    """Bytes that a network adds to the peak resident memory of a process that has the device ready.
+
+    A new Python process makes the device, reads the files, loads them and runs three times. So the figure holds the
+    weights, as often as the runtime copies them, activations, and what the runtime sets up for its first network;
+    not the runtime's own libraries, and of other processors' memory nothing.
+
+    Raises InvalidConfiguration where the device is not on this machine, where the system tells no peak (Windows),
+    and where the other process fails; its last words are in the message.
+    """
+    if not device.is_here:
+        raise InvalidConfiguration(f"{device.name}: memory is measured on this machine; give the device that runs here")
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix, content in files.items():
+            Path(folder, f"network{suffix}").write_bytes(content)
+        kind = type(device)
+        job = {
+            "module": kind.__module__,
+            "kind": kind.__qualname__,
+            "threads": device.threads,
+            "precision": device.precision,
+            "suffixes": list(files),
+            "shape": list(input_shape),
+        }
+        command = [sys.executable, "-c", f"from {__name__} import main; main()", json.dumps(job)]
+        paths = os.pathsep.join(str(Path(path).absolute()) for path in sys.path)  # whatever made us importable
+        done = subprocess.run(
+            command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+        )
+        result = Path(folder, "result.json")  # runtimes print what they like
+        if done.returncode or not result.exists():
+            raise InvalidConfiguration(
+                f"{device.name} {device.precision}: the process that measures memory ended with {done.returncode}: "
+                f"{(done.stderr or done.stdout).strip()[-500:]}"
+            )
+        return int(json.loads(result.read_text())["bytes"])
+
+
+def main() -> None:
+    """The other process: it works in the folder of the files, and leaves its result there."""
+    job = json.loads(sys.argv[1])
+    kind: Any = importlib.import_module(job["module"])
+    for name in job["kind"].split("."):
+        kind = getattr(kind, name)
+    device: Device = kind(job["threads"], job["precision"])
+    shape = tuple(job["shape"])
+    images = random_images(shape)
+    before = peak(forget=True)
+    session = device.load({suffix: Path(f"network{suffix}").read_bytes() for suffix in job["suffixes"]}, shape)
+    for _ in range(RUNS):
+        session(images)
+    Path("result.json").write_text(json.dumps({"bytes": peak() - before}))
+
+
+def peak(forget: bool = False) -> int:
+    """Bytes: the largest resident memory of this process so far, or where it can be forgotten, since it was.
+
+    Raises InvalidConfiguration where the system does not tell.
+    """
+    if forget:
+        with contextlib.suppress(OSError):  # the peak of all imports stays: differences to it are too small then
+            FORGET.write_text("5")
+    try:
+        fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return 1024 * int(fields["VmHWM"].split()[0])
+    except (OSError, KeyError):
+        return _peak_since_start()
+
+
+def _peak_since_start() -> int:
+    try:
+        import resource
+    except ImportError as error:
+        raise InvalidConfiguration("this system does not tell peak memory: measure it on Linux or macOS") from error
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
