@@ -56,7 +56,17 @@ def _lines(manifest: dict[str, Any], networks: Sequence[Network]) -> Iterable[st
     yield ""
     every = [(network, export) for network in networks for export in network.exports]
     yield from _table(
-        ("network", "runtime", "files", "size", "test top-1", "same class as torch", "difference of logits", "latency"),
+        (
+            "network",
+            "runtime",
+            "files",
+            "size",
+            "test top-1",
+            "same class as torch",
+            "difference of logits",
+            "latency",
+            "peak memory",
+        ),  # fmt: skip
         [(network.name, *_cells(export)) for network, export in every],
     )
     if manifest["quantize"]:
@@ -103,6 +113,7 @@ def _cells(export: Export) -> tuple[str, ...]:
         f"{export.agreement:.2f} %",
         f"{export.parity:.1e}",
         f"{export.latency_ms:.3f} ms",
+        f"{export.memory_bytes / 2**20:.1f} MiB",
     )
 
 

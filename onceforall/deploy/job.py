@@ -20,6 +20,7 @@ from onceforall.deploy.exporting import PARITY, Exporter, read_files
 from onceforall.deploy.manifest import Export, Network, Role, number
 from onceforall.deploy.steps import FinishedSteps
 from onceforall.devices.device import Device
+from onceforall.devices.memory import measure_memory
 from onceforall.devices.timing import Load, Turns, summarise, time_turns
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
 from onceforall.evaluate import top1
@@ -329,18 +330,21 @@ class Job:
             self.report("further exports", len(networks), len(networks))
 
     def verify(self, networks: Sequence[Network]) -> None:
-        """Top-1 on the test images, by each export in its runtime, and its parity with torch."""
+        """Top-1 on the test images and peak memory, of each export in its runtime, and its parity with torch."""
         exports = [(network, export) for network in networks for export in network.exports]
         for index, (network, export) in enumerate(exports):
-            self.report("accuracy on test images", index, len(exports))
+            self.report("verified on test images", index, len(exports))
             self._verify(network, export)
-        self.report("accuracy on test images", len(exports), len(exports))
+        self.report("verified on test images", len(exports), len(exports))
 
     def _verify(self, network: Network, export: Export) -> None:
         device, files = self._device_of(export), read_files(self.out, export)
         step = f"test {export.device} {export.precision} {[file.sha256 for file in export.files]}"
         judged = self.done.once(step, lambda: list(self.exporter.judge(network.architecture, device, files, "test")))
         export.test_top1, export.parity, export.agreement = judged
+        if device.is_here:
+            shape = image_shape(network.architecture)
+            export.memory_bytes = self.done.once(f"memory {step}", lambda: measure_memory(device, files, shape))
         if export.precision == "fp32" and export.parity > PARITY:
             raise InvalidConfiguration(
                 f"{export.files[0].path}: its logits differ from torch's by {export.parity:.1e} of the largest "

@@ -21,6 +21,7 @@ from onceforall.deploy.exporting import PARITY, Exporter, logits_of, read_files
 from onceforall.deploy.manifest import Export, Network, read_manifest
 from onceforall.devices import by_name
 from onceforall.devices.device import Device
+from onceforall.devices.memory import measure_memory
 from onceforall.devices.timing import summarise, time_turns
 from onceforall.errors import BrokenClaim, OFAError
 from onceforall.nn.supernet import Supernet
@@ -28,6 +29,7 @@ from onceforall.predict.accuracy import load_predictor
 
 SAME_TOP1 = 0.05  # points, of the same version of a runtime
 OTHER_TOP1 = 0.3  # of another
+MEMORY = 0.25  # share by which peak memory may be larger, beside 1 MiB
 LATENCY = 0.1  # share by which a shared machine may be slower at another moment, beside three spreads
 
 
@@ -85,6 +87,8 @@ def verify(
                 continue
             yield from _accuracy(about, network, export, device, files, data, supernet)
             yield from _latency(about, network, export, device, files, manifest["device"])
+            if not math.isnan(export.memory_bytes):
+                yield _memory(about, network, export, device, files)
 
 
 def _accuracy(
@@ -148,6 +152,13 @@ def _latency(
     yield _holds(
         f"{about}: latency", f"{stated}, at most {allowed:.3f} ms", f"{found.median:.3f} ms", found.median <= allowed
     )
+
+
+def _memory(about: str, network: Network, export: Export, device: Device, files: Any) -> Claim:
+    found = measure_memory(device, files, image_shape(network.architecture))
+    allowed = (1 + MEMORY) * export.memory_bytes + 2**20
+    stated = f"{export.memory_bytes / 2**20:.1f} MiB, at most {allowed / 2**20:.1f} MiB"
+    return _holds(f"{about}: peak memory", stated, f"{found / 2**20:.1f} MiB", found <= allowed)
 
 
 def _device(name: str, precision: str, threads: int) -> Device | str:

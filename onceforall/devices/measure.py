@@ -108,8 +108,6 @@ class OnnxRuntime:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # x86 before VNNI adds products of uint8 and int8 in 16 bits, where they overflow; other processors ignore this.
-        options.add_session_config_entry("session.x64quantprecision", "1")
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._name = self._session.get_inputs()[0].name
         self._outputs: list[Any] = []

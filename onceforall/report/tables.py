@@ -40,7 +40,7 @@ def networks(result: Specialization) -> Table:
 def exports(result: Specialization) -> Table:
     """One row an export: size, accuracy and latency of its files in their runtime, how far they are from torch."""
     table = Table(title="Every export, measured in its runtime")
-    for header in ("", "runtime", "KiB", "test %", "drop", "as torch %", "parity", "ms", "of fp32"):
+    for header in ("", "runtime", "KiB", "test %", "drop", "as torch %", "parity", "ms", "of fp32", "MiB"):
         table.add_column(header, justify="right" if header not in ("", "runtime") else "left", no_wrap=header == "")
     for network in result.networks:
         for index, export in enumerate(network.exports):
@@ -55,6 +55,7 @@ def exports(result: Specialization) -> Table:
                 f"{export.parity:.1e}",
                 f"{export.latency_ms:.3f}",
                 f"{export.latency_ms / plain.latency_ms:.2f}",
+                f"{export.memory_bytes / 2**20:.1f}",
                 style="bold" if index == network.chosen else None,
                 end_section=index == len(network.exports) - 1,
             )

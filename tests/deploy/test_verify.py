@@ -81,6 +81,7 @@ def test_everything_is_repeated_where_everything_is_here(
                 ", onnxruntime fp32: parity with torch",
                 ", onnxruntime fp32: test top-1",
                 ", onnxruntime fp32: latency",
+                ", onnxruntime fp32: peak memory",
             )
         ),
     ]
@@ -127,6 +128,7 @@ def set_number(key: str, value: float) -> Callable[[dict[str, Any]], None]:
         ("predicted_top1", 3.0, "given: predicted top-1"),
         ("test_top1", 99.0, "given, onnxruntime fp32: test top-1"),
         ("latency", 1e-6, "given, onnxruntime fp32: latency"),
+        ("peak_memory", -1e8, "given, onnxruntime fp32: peak memory"),
     ],
 )
 def test_a_number_that_does_not_hold_is_found(
