@@ -33,6 +33,7 @@ from onceforall.errors import (
 )
 from onceforall.evaluate import measure_top1, top1
 from onceforall.nn.calibrate import calibrate
+from onceforall.nn.network import SubNetwork
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict.accuracy import (
     EnsemblePredictor,
@@ -80,6 +81,7 @@ __all__ = [
     "RidgePredictor",
     "SearchResult",
     "SoftTarget",
+    "SubNetwork",
     "Supernet",
     "TrainingDiverged",
     "UnwritableOutput",
