@@ -1,12 +1,12 @@
-"""The command line: `ofa train | finetune | import | label | profile | devices | search | specialize`."""
+"""The command line: `ofa train | finetune | import | label | profile | devices | search | specialize | bundle`."""
 
 from __future__ import annotations
 
-from onceforall.cli import building, deploying, profiling, searching
+from onceforall.cli import building, bundling, deploying, profiling, searching
 from onceforall.cli.common import app, console
 from onceforall.errors import OFAError
 
-__all__ = ["app", "building", "console", "deploying", "main", "profiling", "searching"]
+__all__ = ["app", "building", "bundling", "console", "deploying", "main", "profiling", "searching"]
 
 
 @app.callback()

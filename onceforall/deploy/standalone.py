@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +11,8 @@ import torch
 from torch import Tensor
 
 from onceforall.checkpoint import read_tensors, write_tensors
-from onceforall.errors import IncompatibleCheckpoint
+from onceforall.deploy.process import run_python
+from onceforall.errors import IncompatibleCheckpoint, OFAError
 from onceforall.files import write_atomically
 from onceforall.layers import Activation, BottleneckSpec, ConvSpec, LayerSpec, LinearSpec, MaxPoolSpec, MBConvSpec
 from onceforall.nn.network import SubNetwork
@@ -124,10 +123,10 @@ def run_alone(networks: Sequence[tuple[Path, Tensor]]) -> list[Tensor]:
         inputs, outputs = Path(folder, "images.safetensors"), Path(folder, "logits.safetensors")
         write_tensors(inputs, {str(index): images for index, (_, images) in enumerate(networks)}, {})
         codes = [str(path.with_name(f"{path.name}.py")) for path, _ in networks]
-        arguments = [sys.executable, "-c", _RUN, str(inputs), str(outputs), *codes]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise IncompatibleCheckpoint(f"{', '.join(codes)}: {done.stderr.strip().splitlines()[-1]}")
+        try:
+            run_python(_RUN, str(inputs), str(outputs), *codes)
+        except OFAError as error:
+            raise IncompatibleCheckpoint(f"{', '.join(codes)}: {error}") from error
         logits, _ = read_tensors(outputs)
     return [logits[str(index)] for index in range(len(networks))]
 
