@@ -18,7 +18,10 @@ from onceforall.data.dataset import ImageData
 from onceforall.data.folder import image_folder
 from onceforall.data.pictures import PictureData
 from onceforall.data.sources import open_data
+from onceforall.deploy.bundle import Bundle, write_bundle
+from onceforall.deploy.bundle_measure import measure_bundle
 from onceforall.deploy.specialize import specialize
+from onceforall.deploy.standalone import write_standalone
 from onceforall.devices import by_name as device
 from onceforall.errors import (
     DataUnavailable,
@@ -33,6 +36,7 @@ from onceforall.errors import (
 )
 from onceforall.evaluate import measure_top1, top1
 from onceforall.nn.calibrate import calibrate
+from onceforall.nn.network import SubNetwork
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict.accuracy import (
     EnsemblePredictor,
@@ -55,6 +59,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Architecture",
+    "Bundle",
     "DataUnavailable",
     "EnsemblePredictor",
     "Front",
@@ -80,6 +85,7 @@ __all__ = [
     "RidgePredictor",
     "SearchResult",
     "SoftTarget",
+    "SubNetwork",
     "Supernet",
     "TrainingDiverged",
     "UnwritableOutput",
@@ -97,6 +103,7 @@ __all__ = [
     "load_network",
     "load_predictor",
     "load_supernet",
+    "measure_bundle",
     "measure_top1",
     "measured_front",
     "open_data",
@@ -113,5 +120,7 @@ __all__ = [
     "top1",
     "train",
     "training_pairs",
+    "write_bundle",
+    "write_standalone",
     "zoo",
 ]

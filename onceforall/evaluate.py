@@ -12,6 +12,7 @@ from onceforall.architecture import Architecture
 from onceforall.data.dataset import Data, Split
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.calibrate import advance, calibrate
+from onceforall.nn.network import SubNetwork
 from onceforall.nn.subnet import channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet, Trainable
 
@@ -34,7 +35,7 @@ def top1(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     return 100.0 * correct / count
 
 
-def specialised(supernet: Trainable, arch: Architecture, data: Data) -> nn.Sequential:
+def specialised(supernet: Trainable, arch: Architecture, data: Data) -> SubNetwork:
     """The extracted network with batch norm recalibrated on the calibration images and folded away.
 
     In evaluation mode and channels_last: for measuring and exporting, not for training.

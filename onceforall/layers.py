@@ -10,8 +10,11 @@ layer has `in_size`, `out_size`, `in_channels`, `out_channels`, `macs`, `params`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+from onceforall.errors import InvalidConfiguration
 
 Activation = Literal["relu", "relu6", "h_swish", "none"]
 
@@ -283,7 +286,7 @@ class PoolSpec(_Pooling):
 
 @dataclass(frozen=True, slots=True)
 class LinearSpec:
-    """Flatten, dropout (in training), and a linear layer with bias."""
+    """Flatten, dropout (in training), and a linear layer with bias; `out_features` 0: none, the input flattened."""
 
     in_features: int
     out_features: int
@@ -323,3 +326,27 @@ class LinearSpec:
 
 
 LayerSpec = ConvSpec | MBConvSpec | BottleneckSpec | MaxPoolSpec | PoolSpec | LinearSpec
+
+_KINDS: dict[str, type[LayerSpec]] = {
+    "conv": ConvSpec,
+    "mbconv": MBConvSpec,
+    "bottleneck": BottleneckSpec,
+    "maxpool": MaxPoolSpec,
+    "pool": PoolSpec,
+    "linear": LinearSpec,
+}
+
+
+def layer_to_json(spec: LayerSpec) -> dict[str, Any]:
+    """A JSON object."""
+    kind = next(name for name, form in _KINDS.items() if type(spec) is form)
+    return {"layer": kind, **asdict(spec)}
+
+
+def layer_from_json(value: Mapping[str, Any]) -> LayerSpec:
+    """The inverse of `layer_to_json`. Raises InvalidConfiguration where the form is wrong."""
+    fields = {name: item for name, item in value.items() if name != "layer"}
+    try:
+        return _KINDS[value["layer"]](**fields)
+    except (KeyError, TypeError) as error:
+        raise InvalidConfiguration(f"{dict(value)} is no layer: {error}; layers are {', '.join(_KINDS)}") from error

@@ -102,6 +102,12 @@ def space(request: pytest.FixtureRequest) -> SearchSpace:
 
 
 @pytest.fixture(scope="session")
+def all_spaces() -> dict[str, SearchSpace]:
+    """All of them at once, for a test that starts one process for all."""
+    return {name: make() for name, make in SPACES.items()}
+
+
+@pytest.fixture(scope="session")
 def scrambled_supernet(space: SearchSpace) -> Supernet:
     """A supernet of each space with random weights everywhere; never changed by a test."""
     supernet = Supernet(space)

@@ -17,20 +17,22 @@ from onceforall import cli, interop, spaces
 from onceforall.checkpoint import load_network
 from onceforall.cost.profile import profile
 from onceforall.data.dataset import ImageData
+from onceforall.deploy import bundle_measure
+from onceforall.deploy.bundle import RUNTIMES, Bundle
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.supernet import Supernet
 from onceforall.predict import labels as labels_module
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.space import SearchSpace
 
-COMMANDS = ("train", "finetune", "label", "import", "profile", "devices", "search", "specialize", "verify")
+COMMANDS = ("train", "finetune", "label", "import", "profile", "devices", "search", "specialize", "verify", "bundle")
 
 
 @pytest.fixture
 def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     """The commands on the tiny space and images, with short measurements."""
     monkeypatch.setitem(spaces.BY_NAME, "tiny", lambda num_classes: tiny_space)  # type: ignore[arg-type, misc]
-    for commands in (cli.building, cli.deploying):
+    for commands in (cli.building, cli.bundling, cli.deploying):
         monkeypatch.setattr(commands, "open_data", lambda *given: tiny_data)
     short = {"calibrating": 8, "validating": 4, "learning": 0, "turns": 2, "burst_seconds": 0.001}
     monkeypatch.setattr(cli.profiling, "run_profile", lambda *a, **k: profile(*a, **k, **short))
@@ -65,7 +67,9 @@ def test_published_files_are_imported_and_searched_with(road: CliRunner, tmp_pat
         run(road, "search", "--model", tmp_path / "supernet", *target)
 
 
-def test_the_whole_road(road: CliRunner, tmp_path: Path) -> None:
+def test_the_whole_road(
+    road: CliRunner, tmp_path: Path, tiny_space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tmp_path / "run"
     run(road, "train", "--space", "tiny", "--epochs", 1, "--batch-size", 128, "--out", model)
     recipe = json.loads((model / "recipe.json").read_text())
@@ -119,6 +123,12 @@ def test_the_whole_road(road: CliRunner, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "steps.jsonl").exists()
     stdout = run(road, "verify", tmp_path / "out", "--model", model)
     assert json.loads(stdout.splitlines()[-1])["verified"] >= 3 * 6
+    monkeypatch.setattr(bundle_measure, "_resident", lambda *given: 1024)
+    (tmp_path / "small.json").write_text(json.dumps(tiny_space.smallest().to_json()))
+    results = ("--result", tmp_path / "result.json", "--result", tmp_path / "small.json")
+    stdout = run(road, "bundle", "--model", model, *results, "--out", tmp_path / "bundle")
+    assert json.loads(stdout.splitlines()[-1]).keys() == set(RUNTIMES)
+    assert Bundle.load(tmp_path / "bundle").names == ("result", "small")
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in ("devices", "verify")])
@@ -149,6 +159,8 @@ def test_devices_are_listed_with_what_to_install() -> None:
         (("train", "--out", "x", "--precision", "fp8"), "choices are fp32, bf16"),
         (("train", "--out", "x", "--data", "imagenet"), "expected cifar10, cifar10:FOLDER"),
         (("train", "--out", "x", "--data", "cifar10:nowhere"), "nowhere holds no data_batch_1.bin"),
+        (("bundle", "--out", "x", "--result", "a.json", "--result", "b/a.json"), "--name a, a: give each of the 2"),
+        (("bundle", "--out", "x", "--result", "nowhere"), "cannot read nowhere"),
         (("label", "--model", "nowhere"), "supernet.safetensors does not exist"),
         (("search", "--out", "x", "--model", "nowhere"), "no such folder; known supernets are cifar10, mit/"),
     ],

@@ -1,9 +1,11 @@
 import dataclasses
+import json
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from onceforall.errors import InvalidConfiguration
 from onceforall.layers import (
     BottleneckSpec,
     ConvSpec,
@@ -13,6 +15,8 @@ from onceforall.layers import (
     MBConvSpec,
     Operation,
     PoolSpec,
+    layer_from_json,
+    layer_to_json,
     make_divisible,
     scaled,
     strided_size,
@@ -161,3 +165,14 @@ def test_keys_say_what_a_layer_is() -> None:
 )
 def test_layers_that_take_another_time_have_another_key(layer: LayerSpec, field: str, value: object) -> None:
     assert dataclasses.replace(layer, **{field: value}).key != layer.key  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_a_layer_survives_json(layer: LayerSpec) -> None:
+    assert layer_from_json(json.loads(json.dumps(layer_to_json(layer)))) == layer
+
+
+@pytest.mark.parametrize("wrong", [{}, {"layer": "lstm"}, {"layer": "pool"}, {"layer": "pool", "size": 3}])
+def test_json_of_no_layer_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"is no layer.*conv, mbconv, bottleneck, maxpool, pool, linear"):
+        layer_from_json(wrong)

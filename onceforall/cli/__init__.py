@@ -1,12 +1,16 @@
+<<<<<<< HEAD
 """The command line: `ofa train | finetune | import | label | profile | devices | search | specialize | verify`."""
+=======
+"""The command line: `ofa train | finetune | import | label | profile | devices | search | specialize | bundle`."""
+>>>>>>> module
 
 from __future__ import annotations
 
-from onceforall.cli import building, deploying, profiling, searching
+from onceforall.cli import building, bundling, deploying, profiling, searching
 from onceforall.cli.common import app, console
 from onceforall.errors import OFAError
 
-__all__ = ["app", "building", "console", "deploying", "main", "profiling", "searching"]
+__all__ = ["app", "building", "bundling", "console", "deploying", "main", "profiling", "searching"]
 
 
 @app.callback()

@@ -66,7 +66,7 @@ def _lines(manifest: dict[str, Any], networks: Sequence[Network]) -> Iterable[st
             "difference of logits",
             "latency",
             "peak memory",
-        ),  # fmt: skip
+        ),
         [(network.name, *_cells(export)) for network, export in every],
     )
     if manifest["quantize"]:

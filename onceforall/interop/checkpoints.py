@@ -15,6 +15,7 @@ from onceforall.errors import IncompatibleCheckpoint
 from onceforall.interop.naming import by_short_name, network_names, short, supernet_names
 from onceforall.interop.pickles import read_state, write_state
 from onceforall.layers import LayerSpec
+from onceforall.nn.network import SubNetwork
 from onceforall.nn.subnet import build, channels_last
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
@@ -77,7 +78,7 @@ def save_supernet(path: str | Path, supernet: Supernet) -> None:
     write_state(path, supernet_state(supernet))
 
 
-def network_of(state: Mapping[str, Tensor], layers: Sequence[LayerSpec], origin: str = "state dict") -> nn.Sequential:
+def network_of(state: Mapping[str, Tensor], layers: Sequence[LayerSpec], origin: str = "state dict") -> SubNetwork:
     """The network of these layers with the weights of a plain network of the authors, in evaluation mode.
 
     Raises IncompatibleCheckpoint.

@@ -26,6 +26,7 @@ from onceforall.layers import (
     PoolSpec,
     make_divisible,
 )
+from onceforall.nn.network import SubNetwork
 from onceforall.nn.subnet import build
 from onceforall.space import SearchSpace
 
@@ -49,7 +50,7 @@ class PublishedNetwork:
     space: SearchSpace | None
     architecture: Architecture | None
 
-    def build(self, weights: str | Path | None = None) -> nn.Sequential:
+    def build(self, weights: str | Path | None = None) -> SubNetwork:
         """The network as plain torch modules, with the weights of a torch file where one is given.
 
         Raises IncompatibleCheckpoint.
@@ -57,7 +58,7 @@ class PublishedNetwork:
         return network_of(read_state(weights), self.layers, str(weights)) if weights else build(self.layers)
 
 
-def load_network(folder: str | Path) -> tuple[PublishedNetwork, nn.Sequential]:
+def load_network(folder: str | Path) -> tuple[PublishedNetwork, SubNetwork]:
     """A specialised network of the authors: a folder with `net.config`, `run.config` and `init`.
 
     Raises InvalidConfiguration, IncompatibleCheckpoint.

@@ -9,6 +9,7 @@ of all of them pooled: the result is that of one pass over all images as a singl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,11 @@ from torch.nn import functional as F
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.subnet import Bottleneck, Residual
 
+S = TypeVar("S", bound=nn.Sequential)
+
 
 @torch.no_grad()
-def calibrate(network: nn.Sequential, batches: Sequence[Tensor]) -> nn.Sequential:
+def calibrate(network: S, batches: Sequence[Tensor]) -> S:
     """Set the batch-norm statistics of a plain network from image batches [n, 3, h, w], in place.
 
     The running variance is the unbiased one, as torch keeps it. The network is returned in

@@ -23,13 +23,14 @@ from onceforall.layers import (
     MBConvSpec,
     PoolSpec,
 )
+from onceforall.nn.network import SubNetwork, classifier
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def build(specs: Sequence[LayerSpec]) -> nn.Sequential:
+def build(specs: Sequence[LayerSpec]) -> SubNetwork:
     """The network of the given layers, in order, with torch's default initial weights."""
-    return nn.Sequential(*(build_layer(spec) for spec in specs))
+    return SubNetwork(map(build_layer, specs), specs)
 
 
 def build_layer(spec: LayerSpec) -> nn.Module:
@@ -54,8 +55,9 @@ def build_layer(spec: LayerSpec) -> nn.Module:
         case PoolSpec():
             return nn.AdaptiveAvgPool2d(1)
         case LinearSpec():
-            linear = nn.Linear(spec.in_features, spec.out_features)
-            return Classifier(OrderedDict(flatten=nn.Flatten(), dropout=nn.Dropout(spec.dropout), linear=linear))
+            return Classifier(
+                OrderedDict(flatten=nn.Flatten(), dropout=nn.Dropout(spec.dropout), linear=classifier(spec))
+            )
 
 
 class Classifier(nn.Sequential):
@@ -162,7 +164,7 @@ def channels_last(module: M) -> M:
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def fold_batch_norm(network: nn.Sequential) -> nn.Sequential:
+def fold_batch_norm(network: M) -> M:
     """Fold every batch norm into the convolution before it, in place. For evaluation only."""
     for module in network.modules():
         if isinstance(module, ConvNormAct) and hasattr(module, "bn"):

@@ -13,6 +13,7 @@ from onceforall.architecture import Architecture
 from onceforall.errors import InvalidArchitecture, OutOfDomain
 from onceforall.layers import LayerSpec
 from onceforall.nn.blocks import ElasticBlock, elastic
+from onceforall.nn.network import SubNetwork
 from onceforall.nn.subnet import build, initialise
 from onceforall.space import SearchSpace
 
@@ -46,7 +47,7 @@ class Trainable(nn.Module, ABC):
             x = block(x, spec)
         return x
 
-    def extract(self, arch: Architecture) -> nn.Sequential:
+    def extract(self, arch: Architecture) -> SubNetwork:
         """A plain network with copies of the weights of `arch`, in evaluation mode.
 
         Its batch-norm statistics may be of other sub-networks: recalibrate them before use.

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
 from onceforall import spaces
 from onceforall.download import cache_folder, fetch
@@ -20,6 +19,7 @@ from onceforall.errors import DataUnavailable, IncompatibleCheckpoint, OFAError
 from onceforall.files import read_json_object, sha256, write_json
 from onceforall.interop.networks import PublishedNetwork, load_network
 from onceforall.interop.store import import_supernet, read_origin, reopen
+from onceforall.nn.network import SubNetwork
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
 
@@ -82,7 +82,7 @@ def supernet(name: str, file: str | Path | None = None) -> tuple[Supernet, Path]
     return found, folder
 
 
-def specialized(net_id: str) -> tuple[PublishedNetwork, nn.Sequential]:
+def specialized(net_id: str) -> tuple[PublishedNetwork, SubNetwork]:
     """A published specialised network with its weights, such as "flops-595M_top1-80.0_finetune-75".
 
     Its three files are kept in the cache folder, their checksums in `checksums.json`. Raises
