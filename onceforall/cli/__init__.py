@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The command line: `ofa train | finetune | import | label | profile | devices | search | specialize | verify`."""
-=======
-"""The command line: `ofa train | finetune | import | label | profile | devices | search | specialize | bundle`."""
->>>>>>> module
+"""The command line: `ofa train | finetune | import | label | profile | devices | search | specialize | verify | bundle`."""
 
 from __future__ import annotations
 
