@@ -1,4 +1,4 @@
-"""The command line: `ofa train | finetune | import | label | profile | devices | search | specialize | verify | bundle`."""
+"""The command line: `ofa train | finetune | import | label | profile | devices | search | specialize | ...`."""
 
 from __future__ import annotations
 
