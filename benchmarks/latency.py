@@ -190,9 +190,11 @@ def here(name: str, precision: str, threads: int, small: bool, turns: int, seed:
     jobs = [whole_network(space, arch) for arch in (*winners, *again)]
     ms = np.array([timing.median for timing in measure_latency(device, jobs, Turns(3 * turns, 0.02, seed))])
     predicted = np.array([model.cost(space.lower(arch)) for arch in (*winners, *again)])
+    drift = float(np.median(ms[12:] / predicted[12:]))  # of the machine, since the profile
     later = {
-        "searched winners, another moment": Errors.of(predicted[:12], ms[:12]),
         "random, another moment": Errors.of(predicted[12:], ms[12:]),
+        "searched winners, another moment": Errors.of(predicted[:12], ms[:12]),
+        "the same, drift of the random ones taken out": Errors.of(drift * predicted[:12], ms[:12]),
     }
     for kind, errors in later.items():
         show(kind, errors)
