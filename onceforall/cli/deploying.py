@@ -24,7 +24,7 @@ from onceforall.cost.analytic import PeakActivationMemory, WeightBytes
 from onceforall.cost.latency import LatencyTables
 from onceforall.cost.saved import load_latency
 from onceforall.data.sources import open_data
-from onceforall.deploy.manifest import read_manifest
+from onceforall.deploy.manifest import differences, read_manifest
 from onceforall.deploy.specialize import specialize as run_specialize
 from onceforall.deploy.verify import verify as run_verify
 from onceforall.devices import by_name
@@ -90,6 +90,14 @@ def specialize(
     loaded = load_latency(table) if table else None
     if isinstance(loaded, LatencyTables):
         raise InvalidConfiguration(f"--table {table}: tables by resolution; give one of `ofa profile`")
+    runtime = by_name(device, threads)
+    described = {key: value for key, value in runtime.describe().items() if key != "precision"}  # --quantize changes it
+    if loaded is not None and (differs := differences(loaded.device, described)):
+        notify(
+            f"[yellow]{table} was measured on another device[/] ({'; '.join(differs)}). Measured latencies decide what "
+            "is kept; searches hit their budgets better with a latency model of this one: leave out --table, or "
+            "`ofa profile` again"
+        )
     given = [read_architecture(path) for path in result or ()]
     targets = [_target(text, threads) for text in export or ()]
     entry = load_model(model)
@@ -105,7 +113,7 @@ def specialize(
             entry.supernet,
             entry.labels,
             images,
-            by_name(device, threads),
+            runtime,
             out,
             budgets=latency or (() if given else ("40%", "60%", "80%")),
             architectures=given,

@@ -220,6 +220,7 @@ class Specialization:
             "latency_model": {
                 "file": "latency.json",
                 "device": dict(self.table.device),
+                "differs": differences(self.table.device, self.device),
                 **self.table.summary(),
                 "validation": self.table.validation.to_json() if self.table.validation else None,
             },
@@ -253,6 +254,11 @@ class Specialization:
             "table": {k: round(v, 3) for k, v in asdict(validation.all).items()} if validation else None,
             "predictor": {k: round(v, 3) for k, v in self.quality.to_json().items()},
         }
+
+
+def differences(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """How the device of a latency model differs from another, in what both say."""
+    return [f"{key}: {made_on[key]}, here {here[key]}" for key in made_on if key in here and made_on[key] != here[key]]
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Network]]:

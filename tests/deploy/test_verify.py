@@ -10,6 +10,7 @@ import pytest
 from onceforall.cost.latency import LatencyTable
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.exporting import Exporter
+from onceforall.deploy.manifest import differences
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.verify import Claim, verify
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
@@ -189,3 +190,12 @@ def test_parity_is_judged_on_every_image(supernet: Supernet, tiny_data: ImageDat
     assert same.agreement == 100
     different = exporter.judge(arch, device, exporter.convert(other, device), "test")
     assert different.parity > 0.01
+
+
+def test_a_latency_model_of_another_device_is_told(folder: Path) -> None:
+    here = {"name": "onnxruntime", "processor": "b", "threads": 1, "provider": "CPU"}
+    assert differences({"name": "onnxruntime", "processor": "a", "threads": 1}, here) == ["processor: a, here b"]
+    assert differences(here, here) == []
+    differs = read_json(folder / "manifest.json")["latency_model"]["differs"]
+    assert len(differs) == 1
+    assert differs[0].startswith("name: synthetic, here onnxruntime")
