@@ -90,7 +90,7 @@ def exported(
                 report(f"{name} {device.precision}", index, len(networks))
                 arch = network.architecture
                 export = job.exporter.export(f"n{index}", arch, device, kept)
-                files = read_files(job.out, export)
+                files = read_files(job.out, export.files)
                 judged = job.exporter.judge(arch, device, files, "test")
                 top1.append(judged.top1)
                 parity.append(judged.parity)

@@ -72,7 +72,7 @@ def specialize(
         list[str] | None,
         typer.Option(
             help="Further runtimes to export to and verify in, as openvino, litert:int8, executorch, ncnn, torch (or "
-            "by their files: onnx, ir, tflite, pte, pt2); repeat it."
+            "by their files: onnx, ir, tflite, pte, pt2), or python: code and weights for torch alone; repeat it."
         ),
     ] = None,
     finetune: Annotated[int, typer.Option(help="Epochs for which the chosen networks go on training.")] = 0,
@@ -99,7 +99,7 @@ def specialize(
             "`ofa profile` again"
         )
     given = [read_architecture(path) for path in result or ()]
-    targets = [_target(text, threads) for text in export or ()]
+    targets = [_target(text, threads) for text in export or () if text != "python"]
     entry = load_model(model)
     images = open_data(data, notify)
     about = {"name": entry.name, "sha256": sha256(entry.folder / "supernet.safetensors")}
@@ -123,6 +123,7 @@ def specialize(
             max_drop=max_drop,
             quantized_labels=quantized_labels,
             exports=targets,
+            standalone="python" in (export or ()),
             finetune=finetune,
             candidates=candidates,
             seed=seed,

@@ -11,16 +11,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from onceforall.architecture import Architecture
 from onceforall.cost.profile import image_shape
 from onceforall.data.dataset import Data, Split
 from onceforall.deploy.manifest import Export, File
+from onceforall.deploy.standalone import write_standalone
 from onceforall.devices.device import Device, Files, Session, Shape
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
 from onceforall.evaluate import specialised
 from onceforall.files import sha256, write_atomically
+from onceforall.nn.network import SubNetwork
 from onceforall.nn.supernet import Network, Supernet
 
 PARITY = 1e-4  # largest difference of an fp32 export's logits from torch's, relative to the largest logit
@@ -47,11 +49,11 @@ class Exporter:
     def __init__(self, supernet: Supernet, data: Data, folder: Path) -> None:
         self.supernet, self.data, self.folder = supernet, data, folder
         self.tuned: dict[Architecture, Network] = {}
-        self._plain: dict[Architecture, nn.Sequential] = {}
+        self._plain: dict[Architecture, SubNetwork] = {}
         self._logits: dict[tuple[Architecture, Split], Logits] = {}
         self._calibration: dict[int, NDArray[np.float32]] = {}
 
-    def plain(self, arch: Architecture) -> nn.Sequential:
+    def plain(self, arch: Architecture) -> SubNetwork:
         """The network in torch, fp32: recalibrated, batch norm folded."""
         if arch not in self._plain:
             self._plain[arch] = specialised(self.tuned.get(arch, self.supernet), arch, self.data)
@@ -79,6 +81,11 @@ class Exporter:
             files.append(File(f"{name}/{path.name}", len(content), sha256(path)))
         runtime = str(device.describe()["runtime"])
         return Export(device.name, device.precision, runtime, files, list(kept))
+
+    def export_standalone(self, name: str, arch: Architecture) -> list[File]:
+        """Python code and weights that need torch alone, in the folder `name`: checked, then written."""
+        found = write_standalone(self.plain(arch), self.folder / name / "network", image_shape(arch))
+        return [File(f"{name}/{path.name}", path.stat().st_size, sha256(path)) for path in (found.code, found.weights)]
 
     def judge(self, arch: Architecture, device: Device, files: Files, split: Split) -> Judged:
         """Top-1 of files in their runtime on all images of a split, and how they differ from torch's fp32."""
@@ -133,10 +140,10 @@ def logits_of(
             yield labels, np.stack(list(pool.map(classify, images.contiguous().numpy())))
 
 
-def read_files(folder: Path, export: Export) -> Files:
-    """The files of an export, by suffix. Raises IncompatibleCheckpoint where one is missing or was changed."""
+def read_files(folder: Path, files: Sequence[File]) -> Files:
+    """Files by their suffix. Raises IncompatibleCheckpoint where one is missing or was changed."""
     found = {}
-    for file in export.files:
+    for file in files:
         path = folder / file.path
         if not path.is_file() or path.stat().st_size != file.bytes or sha256(path) != file.sha256:
             state = "is missing" if not path.is_file() else "is not what the manifest says: truncated or changed"

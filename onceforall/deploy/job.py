@@ -289,7 +289,7 @@ class Job:
             export.latency_ms, export.latency_spread_ms = timing.median, timing.spread
 
     def _timings(self, exports: Sequence[tuple[Network, Export]]) -> list[Timing]:
-        files = [read_files(self.out, export) for _, export in exports]
+        files = [read_files(self.out, export.files) for _, export in exports]
         shapes = [image_shape(network.architecture) for network, _ in exports]
         if not self.target.is_here:  # a plan for another machine, or its results
             onnx = [(content[".onnx"], shape) for content, shape in zip(files, shapes, strict=True)]
@@ -329,6 +329,13 @@ class Job:
             self.time(added)
             self.report("further exports", len(networks), len(networks))
 
+    def export_standalone(self, networks: Sequence[Network]) -> None:
+        """Every network as a Python file with its weights, which needs nothing of this package."""
+        for index, network in enumerate(networks):
+            self.report("standalone files", index, len(networks))
+            network.standalone = self.exporter.export_standalone(network.name, network.architecture)
+        self.report("standalone files", len(networks), len(networks))
+
     def verify(self, networks: Sequence[Network]) -> None:
         """Top-1 on the test images and peak memory, of each export in its runtime, and its parity with torch."""
         exports = [(network, export) for network in networks for export in network.exports]
@@ -338,7 +345,7 @@ class Job:
         self.report("verified on test images", len(exports), len(exports))
 
     def _verify(self, network: Network, export: Export) -> None:
-        device, files = self._device_of(export), read_files(self.out, export)
+        device, files = self._device_of(export), read_files(self.out, export.files)
         step = f"test {export.device} {export.precision} {[file.sha256 for file in export.files]}"
         judged = self.done.once(step, lambda: list(self.exporter.judge(network.architecture, device, files, "test")))
         export.test_top1, export.parity, export.agreement = judged

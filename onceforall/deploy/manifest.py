@@ -109,11 +109,14 @@ class Export:
             "latency_spread_ms": "latency_spread",
             "memory_bytes": "peak_memory",
         }
-        files = [File(str(file["path"]), int(file["bytes"]), str(file["sha256"])) for file in value["files"]]
-        export = cls(value["device"], value["precision"], value["runtime"], files, list(value["kept"]))
+        export = cls(value["device"], value["precision"], value["runtime"], _files(value["files"]), list(value["kept"]))
         for name, key in numbers.items():
             setattr(export, name, value_of(value[key]))
         return export
+
+
+def _files(value: Sequence[Mapping[str, Any]]) -> list[File]:
+    return [File(str(file["path"]), int(file["bytes"]), str(file["sha256"])) for file in value]
 
 
 @dataclass
@@ -135,6 +138,7 @@ class Network:
     label_top1: float = math.nan
     exports: list[Export] = field(default_factory=list)
     chosen: int = 0
+    standalone: list[File] = field(default_factory=list)  # Python code and weights that need torch alone
     attempts: list[str] = field(default_factory=list)
 
     @property
@@ -177,6 +181,7 @@ class Network:
             "label_top1": number(self.label_top1, "percent", "measured"),
             "exports": [export.to_json() for export in self.exports],
             "chosen": self.chosen,
+            "standalone": [asdict(file) for file in self.standalone],
             "attempts": self.attempts,
         }
 
@@ -195,6 +200,7 @@ class Network:
             value_of(value["label_top1"]),
             [Export.from_json(export) for export in value["exports"]],
             int(value["chosen"]),
+            _files(value["standalone"]),
             list(value["attempts"]),
         )
 

@@ -56,6 +56,7 @@ def specialize(
     max_drop: float = 0.5,
     quantized_labels: int = 0,
     exports: Sequence[Device] = (),
+    standalone: bool = False,
     finetune: int = 0,
     candidates: int = 4,
     seed: int = 0,
@@ -77,7 +78,8 @@ def specialize(
     quantized_labels: how many sub-networks are labelled in that precision, on the device, to correct the
     accuracy predictor before a search.
     finetune: epochs for which what was searched or given goes on training, after it was chosen.
-    exports: further runtimes that every network is exported to and verified in.
+    exports: further runtimes that every network is exported to and verified in. standalone: whether every
+    network is written as Python code that needs torch and safetensors alone, too.
 
     A call that was interrupted goes on where it stopped, when it is repeated. Raises InfeasibleConstraint
     where a budget is below what the space reaches on this device, UnwritableOutput where `out` cannot be written.
@@ -122,6 +124,8 @@ def specialize(
     if finetune:
         job.finetune(networks, finetune)
     job.export_further(networks, exports)
+    if standalone:
+        job.export_standalone(networks)
     job.verify(networks)
     result = Specialization(
         networks,

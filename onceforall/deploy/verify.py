@@ -76,9 +76,12 @@ def verify(
         if not manifest["predictor"]["corrected"]:
             stated, found = (f"{top1:.2f} %" for top1 in (network.predicted_top1, predictor.predict([arch])[0]))
             yield _equal(f"{network.name}: predicted top-1", stated, found)
+        if network.standalone:
+            size = sum(map(len, read_files(folder, network.standalone).values()))
+            yield Claim(f"{network.name}: standalone files, sha256", f"{size} bytes", f"{size} bytes")
         for export in network.exports:
             about = f"{network.name}, {export.name}"
-            files = read_files(folder, export)
+            files = read_files(folder, export.files)
             yield Claim(f"{about}: files, sha256", f"{export.bytes} bytes", f"{export.bytes} bytes")
             key = (export.device, export.precision)
             device = devices.setdefault(key, _device(*key, manifest["device"]["threads"]))

@@ -18,7 +18,7 @@ from onceforall.deploy.verify import verify
 from onceforall.devices import measure
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.devices.remote import RemoteDevice
-from onceforall.errors import InvalidConfiguration, MeasurementPending
+from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, MeasurementPending
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label
 from onceforall.report import tables
@@ -134,8 +134,9 @@ def test_further_runtimes_are_verified_as_well(
     from onceforall.devices.torch import TorchDevice
 
     found = specialize(
-        supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), table=table, exports=[TorchDevice()]
-    )
+        supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), table=table, exports=[TorchDevice()],
+        standalone=True,
+    )  # fmt: skip
     (largest,) = found.networks
     assert [export.name for export in largest.exports] == ["onnxruntime fp32", "torch fp32"]
     own, other = largest.exports
@@ -144,6 +145,11 @@ def test_further_runtimes_are_verified_as_well(
     assert other.test_top1 == pytest.approx(own.test_top1, abs=1.01)
     assert other.latency_ms > 0
     assert (tmp_path / "largest" / "torch-fp32.pt2").stat().st_size == other.bytes
+    assert [file.path for file in largest.standalone] == ["largest/network.py", "largest/network.safetensors"]
+    assert "standalone files, sha256" in [claim.about.partition(": ")[2] for claim in verify(tmp_path)]
+    (tmp_path / "largest" / "network.py").write_text("")
+    with pytest.raises(IncompatibleCheckpoint, match=r"network\.py is not what the manifest says"):
+        list(verify(tmp_path))
 
 
 def test_an_interrupted_call_goes_on_where_it_stopped(
