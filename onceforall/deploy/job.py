@@ -115,6 +115,7 @@ class Job:
             found.append(self._label_top1(largest, low, kept))
         self.report("sensitive layers", len(KEPT), len(KEPT))
         self.kept = KEPT[int(np.argmax(found))]
+        self.low = low.keeping(self.kept)
         return [
             {"kept": list(kept), "label_top1": number(top1, "percent", "measured")}
             for kept, top1 in zip(KEPT, found, strict=True)
@@ -129,7 +130,9 @@ class Job:
         for index, arch in enumerate(chosen):
             self.report("which precision is faster", index, len(chosen))
             network, shape = random_network(self.space.lower(arch)), image_shape(arch)
-            loads += [device.loader(device.convert(network, shape), shape) for device in (self.low, self.device)]
+            for device in (self.low, self.device):
+                kept = {"kept": self.kept} if self._kept_on(device) else {}
+                loads.append(device.loader(device.convert(network, shape, **kept), shape))
         ms = np.median(time_turns(loads, Turns(9, 0.02, self.seed)), axis=1).reshape(-1, 2)
         self.report("which precision is faster", len(chosen), len(chosen))
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import io
 import tempfile
@@ -72,6 +73,7 @@ class Device(ABC):
     extra: ClassVar[str | None] = None  # of onceforall, which installs them
     is_here: ClassVar[bool] = True  # what it measures is this machine
     keeps_layers: ClassVar[bool] = False  # `convert` can leave layers of a quantised network in floating point
+    kept: tuple[int, ...] = ()  # layers that stay in floating point in the networks that `time` converts
     loads_fast: ClassVar[bool] = True  # a network is loaded anew for every burst; else once, and kept
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
@@ -134,7 +136,9 @@ class Device(ABC):
                 report("preparing", number, len(networks))
                 known = id(network), shape
                 if known not in converted:
-                    converted[known] = _OnDisk(Path(folder, str(number)), self.convert(network, shape))
+                    kept = self._kept_of(network)  # only given where there are some: not every device has it
+                    files = self.convert(network, shape, kept=kept) if kept else self.convert(network, shape)
+                    converted[known] = _OnDisk(Path(folder, str(number)), files)
                 loads.append(self.loader(converted[known], shape))
             report("preparing", len(networks), len(networks))
             return time_turns(
@@ -150,6 +154,21 @@ class Device(ABC):
         """The same device in another precision. Raises InvalidConfiguration where it has none such."""
         return type(self)(self.threads, precision)
 
+    def keeping(self, kept: Sequence[int]) -> Device:
+        """The same device, which leaves these layers of the networks that it times in floating point.
+
+        Raises InvalidConfiguration where it cannot.
+        """
+        self.check_kept(kept)
+        result = copy.copy(self)
+        result.kept = tuple(kept)
+        return result
+
+    def _kept_of(self, network: nn.Module | bytes) -> tuple[int, ...]:
+        """`kept` for whole networks; a layer on its own has no place."""
+        layers = len(list(network.children())) if isinstance(network, nn.Sequential) else 0
+        return self.kept if self.kept and layers > max(self.kept) + 1 else ()
+
     def _ready(self, files: Files, input_shape: Shape) -> Run:
         session = self.load(files, input_shape)
         session.feed(random_images(input_shape))
@@ -163,6 +182,7 @@ class Device(ABC):
             **settings,
             "threads": self.threads,
             "precision": self.precision,
+            **({"kept": list(self.kept)} if self.kept else {}),
             **describe_machine(),
         }
 

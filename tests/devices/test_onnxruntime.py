@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +12,7 @@ from torch import nn
 from onceforall import devices
 from onceforall.devices.onnx import to_onnx
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
+from onceforall.devices.timing import Turns
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import BottleneckSpec
 from onceforall.nn.subnet import build, fold_batch_norm
@@ -108,3 +110,24 @@ def test_equal_weights_are_quantised_as_others_are() -> None:
     exported = onnx.load_from_string(to_onnx(network, (1, 3, 20, 20)))
     assert "Identity" in [node.op_type for node in exported.graph.node]
     assert list(convolved(device, network, ()).values()) == [True, True, True]
+
+
+def test_kept_layers_are_kept_in_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole networks leave them in fp32; a layer on its own, as a latency table times it, has none to keep."""
+    device = OnnxRuntimeDevice(1, "int8").keeping((0, 1))
+    assert device.describe()["kept"] == [0, 1]
+    assert "kept" not in OnnxRuntimeDevice(1, "int8").describe()
+    given: list[tuple[int, ...]] = []
+    convert = OnnxRuntimeDevice.convert
+
+    def spy(self: OnnxRuntimeDevice, network: Any, shape: Any, calibration: Any = None, kept: Any = ()) -> Any:
+        given.append(kept)
+        return convert(self, network, shape, calibration, kept)
+
+    monkeypatch.setattr(OnnxRuntimeDevice, "convert", spy)
+    layers = [nn.Conv2d(3, 3, 3) for _ in range(3)]
+    jobs = [(nn.Sequential(*layers), (1, 3, 8, 8)), (nn.Sequential(layers[0]), (1, 3, 8, 8))]
+    device.time(jobs, Turns(1, 0.0))
+    assert given == [(0, 1), ()]
+    with pytest.raises(InvalidConfiguration, match="only int8 networks have layers to keep"):
+        OnnxRuntimeDevice().keeping((0,))
