@@ -131,7 +131,7 @@ class Job:
             self.report("which precision is faster", index, len(chosen))
             network, shape = random_network(self.space.lower(arch)), image_shape(arch)
             for device in (self.low, self.device):
-                kept = {"kept": self.kept} if self._kept_on(device) else {}
+                kept: dict[str, Any] = {"kept": self.kept} if self._kept_on(device) else {}
                 loads.append(device.loader(device.convert(network, shape, **kept), shape))
         ms = np.median(time_turns(loads, Turns(9, 0.02, self.seed)), axis=1).reshape(-1, 2)
         self.report("which precision is faster", len(chosen), len(chosen))
