@@ -67,7 +67,7 @@ def job_on(device: Device, quantize: str | None, entry: zoo.Entry, data: Any, ou
 def along_the_front(job: Job, count: int) -> list[Network]:
     """Networks for budgets between the smallest and the largest, and their latency right after the choice."""
     least, most = (job.table.cost(job.space.lower(arch)) for arch in (job.space.smallest(), job.space.largest()))
-    budgets = np.linspace(least + 0.1 * (most - least), 0.95 * most, count)
+    budgets = np.linspace(least + 0.1 * (most - least), 0.95 * most, count).tolist()
     return job.hold_budgets([job.searched(f"{ms:.3f} ms", ms, ms) for ms in budgets])
 
 
