@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import importlib
+import mmap
 import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from torch import nn
 
@@ -54,14 +54,21 @@ def test_other_machines_have_no_memory_here(tmp_path: Path) -> None:
         measure_memory(devices.by_name(f"onnxruntime@{tmp_path}"), {}, (1, 3))
 
 
+def fill(size: int) -> None:
+    """Fresh pages, gone at once: an allocator may have kept some that others freed."""
+    with mmap.mmap(-1, size) as pages:
+        for start in range(0, size, MIB):
+            pages[start : start + MIB] = bytes(MIB)
+
+
 @linux
 def test_the_peak_is_forgotten_where_that_is_possible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     start = memory.peak(forget=True)
-    np.ones(64 * MIB, np.uint8)  # gone at once
+    fill(64 * MIB)
     assert memory.peak() >= start + 60 * MIB
     assert memory.peak(forget=True) < start + 30 * MIB
     monkeypatch.setattr(memory, "FORGET", tmp_path / "absent" / "file")
-    np.ones(64 * MIB, np.uint8)
+    fill(64 * MIB)
     assert memory.peak(forget=True) >= start + 60 * MIB
 
 
@@ -71,7 +78,7 @@ def test_systems_without_proc_are_asked_for_the_peak_since_the_start(
     pytest.importorskip("resource")
     known = memory.peak()
     monkeypatch.setattr(memory, "STATUS", tmp_path / "absent")
-    assert known <= memory.peak() < 100 * known
+    assert 0.99 * known <= memory.peak() < 100 * known  # pages are counted in batches
     monkeypatch.setitem(sys.modules, "resource", None)
     with pytest.raises(InvalidConfiguration, match="does not tell peak memory"):
         memory.peak()
