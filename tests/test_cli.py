@@ -37,6 +37,8 @@ def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.Monk
     short = {"calibrating": 8, "validating": 4, "learning": 0, "turns": 2, "burst_seconds": 0.001}
     monkeypatch.setattr(cli.profiling, "run_profile", lambda *a, **k: profile(*a, **k, **short))
     monkeypatch.setattr(labels_module.Evaluator, "top1", lambda self, arch: 10.0 + arch.resolution)
+    for module in ("job", "verify"):  # not a process for each export
+        monkeypatch.setattr(f"onceforall.deploy.{module}.measure_memory", lambda *given: 1)
     monkeypatch.setattr(cli.searching, "MLPPredictor", lambda space, seed: MLPPredictor(space, seed=seed, epochs=5))
     return CliRunner()
 

@@ -27,15 +27,6 @@ from onceforall.search.pricing import PriceTable
 Clocks = Callable[[float], Callable[[Job, Sequence[tuple[Network, Export]]], None]]
 
 
-@pytest.fixture(autouse=True)
-def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is what the files take: a process of its own for each export takes seconds, and never the same."""
-    for module in ("job", "verify"):
-        monkeypatch.setattr(
-            f"onceforall.deploy.{module}.measure_memory", lambda device, files, shape: sum(map(len, files.values()))
-        )
-
-
 def job_of(supernet: Supernet, data: ImageData, out: Path, quantize: str | None = "int8", max_drop: float = 0.5) -> Job:
     return Job(
         supernet, [], data, OnnxRuntimeDevice(), out, FinishedSteps(out / "steps.jsonl", {}),
