@@ -15,7 +15,9 @@ def networks(result: Specialization) -> Table:
     """One row a network: what was asked, promised and measured."""
     device = result.device
     table = Table(title=f"Specialised for {device['runtime']}, {device['threads']} thread(s), {device['processor']}")
-    headers = ("", "budget (ms)", "pred. ms", "meas. ms", "pred. %", "test %", "MMACs", "Mpar.", "px", "use")
+    headers: tuple[str, ...] = ("", "budget (ms)", "pred. ms", "meas. ms", "pred. %", "test %", "MMACs", "Mpar.", "px")
+    quantised = any(network.export.precision != "fp32" for network in result.networks)
+    headers += ("use",) * quantised  # a terminal of 80 columns has no room for what is always the same
     for header in headers:
         table.add_column(header, justify="right" if header else "left", no_wrap=header in ("", "budget (ms)"))
     for network in result.networks:
@@ -30,7 +32,7 @@ def networks(result: Specialization) -> Table:
             f"{network.macs / 1e6:.2f}",
             f"{network.params / 1e6:.3f}",
             str(network.architecture.resolution),
-            network.export.precision + (" mixed" if network.export.kept else ""),
+            *(network.export.precision,) * quantised,
             style="bold" if network.role in ("searched", "given") else None,
             end_section=network.role != "searched",
         )
