@@ -84,24 +84,24 @@ def exported(
             quantised = None if device.precision == "fp32" else device.precision
             job = job_on(fp32, quantised, entry, data, folder / f"{name}-{device.precision}", report)
             sensitive = job.choose_kept(device)
-            kept = job.kept if device.precision == "int8" else ()
+            chosen = job.low or fp32
             top1, plain_top1, parity, agreement, size = [], [], [], [], []
             for index, network in enumerate(networks):
                 report(f"{name} {device.precision}", index, len(networks))
                 arch = network.architecture
-                export = job.exporter.export(f"n{index}", arch, device, kept)
+                export = job.exporter.export(f"n{index}", arch, chosen)
                 files = read_files(job.out, export.files)
                 judged = job.exporter.judge(arch, device, files, "test")
                 top1.append(judged.top1)
                 parity.append(judged.parity)
                 agreement.append(judged.agreement)
                 size.append(export.bytes)
-                if kept:
+                if chosen.kept:
                     without = job.exporter.convert(arch, device)
                     plain_top1.append(job.exporter.judge(arch, device, without, "test").top1)
                 loads.append(device.loader(files, image_shape(arch)))
             report(f"{name} {device.precision}", len(networks), len(networks))
-            found.append((device, list(kept), sensitive, top1, plain_top1, parity, agreement, size))
+            found.append((device, list(chosen.kept), sensitive, top1, plain_top1, parity, agreement, size))
         ms = np.median(time_turns(loads, WHOLE), axis=1).reshape(len(own), len(networks))
         reference = np.array([network.export.test_top1 for network in networks])
         base = ms[[device.precision for device in own].index("fp32")]
@@ -154,7 +154,7 @@ def quantisation_aware(
         after = search(job.space, job.predictor, [models["fp32"].at_most(float(ms / ratio))]).architecture
         row: dict[str, Any] = {"budget_ms": round(float(ms), 4)}
         for kind, arch in (("aware", aware), ("after", after)):
-            files = job.exporter.convert(arch, job.low, job.kept)
+            files = job.exporter.convert(arch, job.low)
             row[f"{kind}_top1"] = job.exporter.judge(arch, job.low, files, "test").top1
             row[f"{kind}_fp32_top1"] = ofa.top1(job.exporter.plain(arch), data.batches("test", arch.resolution))
             jobs.append(job.low.loader(files, image_shape(arch)))

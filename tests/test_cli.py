@@ -39,6 +39,7 @@ def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.Monk
     monkeypatch.setattr(labels_module.Evaluator, "top1", lambda self, arch: 10.0 + arch.resolution)
     for module in ("job", "verify"):  # not a process for each export
         monkeypatch.setattr(f"onceforall.deploy.{module}.measure_memory", lambda *given: 1)
+    monkeypatch.setattr("onceforall.deploy.verify.LATENCY", 100.0)  # the clock of a machine that does nothing else
     monkeypatch.setattr(cli.searching, "MLPPredictor", lambda space, seed: MLPPredictor(space, seed=seed, epochs=5))
     return CliRunner()
 

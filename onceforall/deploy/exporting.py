@@ -65,22 +65,21 @@ class Exporter:
         self._plain.pop(arch, None)
         self._logits = {key: logits for key, logits in self._logits.items() if key[0] != arch}
 
-    def convert(self, arch: Architecture, device: Device, kept: Sequence[int] = ()) -> Files:
+    def convert(self, arch: Architecture, device: Device) -> Files:
         """The files of a sub-network; a quantised one is calibrated on the calibration images."""
         images = self._calibration_images(arch.resolution) if device.precision == "int8" else None
-        options = {"kept": kept} if kept else {}
-        return device.convert(self.plain(arch), image_shape(arch), images, **options)
+        return device.convert_keeping(self.plain(arch), image_shape(arch), images)
 
-    def export(self, name: str, arch: Architecture, device: Device, kept: Sequence[int] = ()) -> Export:
+    def export(self, name: str, arch: Architecture, device: Device) -> Export:
         """Write the files of a sub-network to the folder `name`. Raises UnwritableOutput."""
         stem = f"{device.name.partition('@')[0]}-{device.precision}"
         files = []
-        for suffix, content in self.convert(arch, device, kept).items():
+        for suffix, content in self.convert(arch, device).items():
             path = self.folder / name / f"{stem}{suffix}"
             write_atomically(path, content)
             files.append(File(f"{name}/{path.name}", len(content), sha256(path)))
         runtime = str(device.describe()["runtime"])
-        return Export(device.name, device.precision, runtime, files, list(kept))
+        return Export(device.name, device.precision, runtime, files, list(device.kept))
 
     def export_standalone(self, name: str, arch: Architecture) -> list[File]:
         """Python code and weights that need torch alone, in the folder `name`: checked, then written."""

@@ -14,7 +14,7 @@ from onceforall.cost.analytic import macs, params
 from onceforall.cost.latency import LatencyTable, Timing
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.model import Constraint
-from onceforall.cost.profile import WHOLE, image_shape, random_network
+from onceforall.cost.profile import WHOLE, image_shape, whole_network
 from onceforall.data.dataset import Data
 from onceforall.deploy.exporting import PARITY, Exporter, read_files
 from onceforall.deploy.manifest import Export, Network, Role, number
@@ -80,7 +80,6 @@ class Job:
         self.space, self.limits, self.max_drop = supernet.space, list(limits), max_drop
         self.device = self.target = device
         self.low = device.at(quantize) if quantize else None
-        self.kept: tuple[int, ...] = ()  # layers of every int8 network that stay in fp32
         self.exporter = Exporter(supernet, data, out)
         self.label_top1 = {label.architecture: label.top1 for label in labels}
         self.correction: CorrectedPredictor | None = None
@@ -103,7 +102,7 @@ class Job:
         faster = found["latency_ratio"]["value"] < 1
         self.target = self.low if faster else self.device
         verdict = "faster than fp32" if faster else "no faster than fp32: searched for fp32, exported in both"
-        return {**found, "verdict": verdict, "kept": list(self.kept), "sensitivity": sensitive}
+        return {**found, "verdict": verdict, "kept": list(self.low.kept), "sensitivity": sensitive}
 
     def choose_kept(self, low: Device) -> list[dict[str, Any]]:
         """Which first layers stay in fp32: those with which the largest network is most accurate (label images)."""
@@ -112,10 +111,9 @@ class Job:
         largest, found = self.space.largest(), []
         for index, kept in enumerate(KEPT):
             self.report("sensitive layers", index, len(KEPT))
-            found.append(self._label_top1(largest, low, kept))
+            found.append(self._label_top1(largest, low.keeping(kept)))
         self.report("sensitive layers", len(KEPT), len(KEPT))
-        self.kept = KEPT[int(np.argmax(found))]
-        self.low = low.keeping(self.kept)
+        self.low = low.keeping(KEPT[int(np.argmax(found))])
         return [
             {"kept": list(kept), "label_top1": number(top1, "percent", "measured")}
             for kept, top1 in zip(KEPT, found, strict=True)
@@ -129,10 +127,10 @@ class Job:
         loads: list[Load] = []
         for index, arch in enumerate(chosen):
             self.report("which precision is faster", index, len(chosen))
-            network, shape = random_network(self.space.lower(arch)), image_shape(arch)
-            for device in (self.low, self.device):
-                kept: dict[str, Any] = {"kept": self.kept} if self._kept_on(device) else {}
-                loads.append(device.loader(device.convert(network, shape, **kept), shape))
+            network, shape = whole_network(self.space, arch)
+            loads += [
+                device.loader(device.convert_keeping(network, shape), shape) for device in (self.low, self.device)
+            ]
         ms = np.median(time_turns(loads, Turns(9, 0.02, self.seed)), axis=1).reshape(-1, 2)
         self.report("which precision is faster", len(chosen), len(chosen))
         return {
@@ -149,7 +147,7 @@ class Job:
         drops = []
         for index, arch in enumerate(chosen):
             self.report(f"accuracy in {self.target.precision}", index, len(chosen))
-            drops.append(self._label_top1(arch, self.target, self._kept_on(self.target)) - self.label_top1[arch])
+            drops.append(self._label_top1(arch, self.target) - self.label_top1[arch])
         self.report(f"accuracy in {self.target.precision}", len(chosen), len(chosen))
         self.correction = CorrectedPredictor(self.predictor).fit(chosen, drops)
 
@@ -172,7 +170,7 @@ class Job:
         accuracy = self.correction or self.predictor
         result = search(self.space, accuracy, constraints, seed=self.seed, keep=self.candidates)
         ranked = [result.architecture, *result.runners_up]
-        best = max(ranked, key=lambda arch: self._label_top1(arch, self.target, self._kept_on(self.target)))
+        best = max(ranked, key=lambda arch: self._label_top1(arch, self.target))
         return self.network("searched", budget, budget_ms, best)
 
     def uniform(self, budget: str, budget_ms: float, bound: float) -> Network:
@@ -198,9 +196,6 @@ class Job:
 
     # Exports
 
-    def _kept_on(self, device: Device) -> tuple[int, ...]:
-        return self.kept if device.precision == "int8" else ()
-
     def _exports(self, network: Network) -> list[Export]:
         """Every export of a network that may be the one to use."""
         return [
@@ -208,13 +203,12 @@ class Job:
         ]
 
     def _export(self, name: str, arch: Architecture, device: Device) -> Export:
-        kept = self._kept_on(device)
-        export = self.exporter.export(name, arch, device, kept)
+        export = self.exporter.export(name, arch, device)
         if self.low is not None:
-            export.label_top1 = self._label_top1(arch, device, kept)
+            export.label_top1 = self._label_top1(arch, device)
         return export
 
-    def _label_top1(self, arch: Architecture, device: Device, kept: Sequence[int]) -> float:
+    def _label_top1(self, arch: Architecture, device: Device) -> float:
         """Measured on the label images: in torch for fp32, else by the files in their runtime."""
         tuned = ", fine-tuned" if arch in self.exporter.tuned else ""
         if device.precision == "fp32":
@@ -225,8 +219,8 @@ class Job:
             self.label_top1[arch] = found
             return found
         return self.done.once(
-            f"label {device.name} {device.precision} {list(kept)} {arch}{tuned}",
-            lambda: self.exporter.judge(arch, device, self.exporter.convert(arch, device, kept), "label").top1,
+            f"label {device.name} {device.precision} {list(device.kept)} {arch}{tuned}",
+            lambda: self.exporter.judge(arch, device, self.exporter.convert(arch, device), "label").top1,
         )
 
     def hold_budgets(self, networks: list[Network]) -> list[Network]:
@@ -270,7 +264,7 @@ class Job:
                 self.exporter.tune(arch, own)
             before = network.label_top1
             network.exports = self._exports(network)
-            network.label_top1 = self._label_top1(arch, self.device, ())
+            network.label_top1 = self._label_top1(arch, self.device)
             network.attempts.append(
                 f"fine-tuned for {epochs} epochs: label top-1 {before:.2f} -> {network.label_top1:.2f} %"
             )

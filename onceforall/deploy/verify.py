@@ -31,6 +31,7 @@ SAME_TOP1 = 0.05  # points, of the same version of a runtime
 OTHER_TOP1 = 0.3  # of another
 MEMORY = 0.25  # share by which peak memory may be larger, beside 1 MiB
 LATENCY = 0.1  # share by which a shared machine may be slower at another moment, beside three spreads
+MOMENTS = 3  # at which it may be as fast as the manifest says: whatever else runs only makes it slower
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def verify(
     space = spaces.from_json(manifest["space"])
     model = load_latency(folder / manifest["latency_model"]["file"])
     predictor = load_predictor(folder / manifest["predictor"]["file"])
+    exporter = Exporter(supernet, data, folder) if supernet is not None and data is not None else None
     devices: dict[tuple[str, str], Device | str] = {}
     for network in networks:
         arch = network.architecture
@@ -88,7 +90,7 @@ def verify(
             if isinstance(device, str):
                 yield Claim(f"{about}: accuracy, latency", export.runtime, device, repeated=False)
                 continue
-            yield from _accuracy(about, network, export, device, files, data, supernet)
+            yield from _accuracy(about, network, export, device, files, data, exporter)
             yield from _latency(about, network, export, device, files, manifest["device"])
             if not math.isnan(export.memory_bytes):
                 yield _memory(about, network, export, device, files)
@@ -101,15 +103,15 @@ def _accuracy(
     device: Device,
     files: Any,
     data: Data | None,
-    supernet: Supernet | None,
+    exporter: Exporter | None,
 ) -> Iterator[Claim]:
     stated = f"{export.test_top1:.2f} %"
     if data is None:
         yield Claim(f"{about}: test top-1", stated, "the data set is not here: give --data", repeated=False)
         return
     arch = network.architecture
-    if supernet is not None:
-        found, parity, _ = Exporter(supernet, data, Path()).judge(arch, device, files, "test")
+    if exporter is not None:
+        found, parity, _ = exporter.judge(arch, device, files, "test")
         allowed = PARITY if export.precision == "fp32" else max(PARITY, 2 * export.parity)
         said = f"{export.parity:.1e}, at most {allowed:.1e}"
         yield _holds(f"{about}: parity with torch", said, f"{parity:.1e}", parity <= allowed)
@@ -150,8 +152,12 @@ def _latency(
         )
         return
     shape = image_shape(network.architecture)
-    found = summarise(time_turns([device.loader(files, shape)], WHOLE)[0])
-    allowed = export.latency_ms * (1 + LATENCY) + 3 * max(export.latency_spread_ms, found.spread)
+    load = device.loader(files, shape)
+    for _ in range(MOMENTS):
+        found = summarise(time_turns([load], WHOLE)[0])
+        allowed = export.latency_ms * (1 + LATENCY) + 3 * max(export.latency_spread_ms, found.spread)
+        if found.median <= allowed:
+            break
     yield _holds(
         f"{about}: latency", f"{stated}, at most {allowed:.3f} ms", f"{found.median:.3f} ms", found.median <= allowed
     )

@@ -73,7 +73,7 @@ class Device(ABC):
     extra: ClassVar[str | None] = None  # of onceforall, which installs them
     is_here: ClassVar[bool] = True  # what it measures is this machine
     keeps_layers: ClassVar[bool] = False  # `convert` can leave layers of a quantised network in floating point
-    kept: tuple[int, ...] = ()  # layers that stay in floating point in the networks that `time` converts
+    kept: tuple[int, ...] = ()  # layers that stay in floating point: see `keeping`
     loads_fast: ClassVar[bool] = True  # a network is loaded anew for every burst; else once, and kept
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
@@ -136,9 +136,7 @@ class Device(ABC):
                 report("preparing", number, len(networks))
                 known = id(network), shape
                 if known not in converted:
-                    kept = self._kept_of(network)  # only given where there are some: not every device has it
-                    files = self.convert(network, shape, kept=kept) if kept else self.convert(network, shape)
-                    converted[known] = _OnDisk(Path(folder, str(number)), files)
+                    converted[known] = _OnDisk(Path(folder, str(number)), self.convert_keeping(network, shape))
                 loads.append(self.loader(converted[known], shape))
             report("preparing", len(networks), len(networks))
             return time_turns(
@@ -155,7 +153,7 @@ class Device(ABC):
         return type(self)(self.threads, precision)
 
     def keeping(self, kept: Sequence[int]) -> Device:
-        """The same device, which leaves these layers of the networks that it times in floating point.
+        """The same device, which leaves these layers of whole networks in floating point (`convert_keeping`, `time`).
 
         Raises InvalidConfiguration where it cannot.
         """
@@ -164,10 +162,14 @@ class Device(ABC):
         result.kept = tuple(kept)
         return result
 
-    def _kept_of(self, network: nn.Module | bytes) -> tuple[int, ...]:
-        """`kept` for whole networks; a layer on its own has no place."""
+    def convert_keeping(
+        self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None
+    ) -> Files:
+        """`convert`, which leaves the layers in `kept` in floating point; a layer on its own has no place there."""
         layers = len(list(network.children())) if isinstance(network, nn.Sequential) else 0
-        return self.kept if self.kept and layers > max(self.kept) + 1 else ()
+        if self.kept and layers > max(self.kept) + 1:
+            return self.convert(network, input_shape, calibration, self.kept)
+        return self.convert(network, input_shape, calibration)  # not every device can keep layers
 
     def _ready(self, files: Files, input_shape: Shape) -> Run:
         session = self.load(files, input_shape)

@@ -11,6 +11,7 @@ would have measured there.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -94,6 +95,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine() or "unknown"
 
 
+@functools.lru_cache(maxsize=None)  # asked for at every load, thousands of times a measurement  # noqa: UP033
 def _has_vnni() -> bool:
     """Whether the processor multiplies int8 without overflow, which x86 says; where nothing is said, it is taken to."""
     try:

@@ -66,3 +66,11 @@ def slower() -> Callable[[float], Clock]:
         return time
 
     return clock
+
+
+@pytest.fixture
+def same_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of a machine that does nothing else."""
+    import onceforall.deploy.verify as module
+
+    monkeypatch.setattr(module, "LATENCY", 100.0)

@@ -120,6 +120,7 @@ def test_limits_bind_every_network_but_the_largest(
     assert found.about["limits"] == [str(constraint) for constraint in limits]
 
 
+@pytest.mark.usefixtures("same_speed")
 def test_further_runtimes_are_verified_as_well(
     supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path
 ) -> None:

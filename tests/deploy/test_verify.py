@@ -44,14 +44,6 @@ def copied(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
 
-@pytest.fixture
-def same_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock of a machine that does nothing else."""
-    import onceforall.deploy.verify as module
-
-    monkeypatch.setattr(module, "LATENCY", 100.0)
-
-
 def change(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     manifest = read_json(folder / "manifest.json")
     edit(manifest)
@@ -138,6 +130,21 @@ def test_a_number_that_does_not_hold_is_found(
     change(copied, set_number(key, value))
     with pytest.raises(BrokenClaim, match=rf"^{about}: the manifest says .*, found here: "):
         list(verify(copied, tiny_data, supernet, "5" * 64))
+
+
+def test_a_disturbed_moment_breaks_no_claim(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments: list[float] = []
+
+    def clock(loads: Sequence[object], turns: object) -> list[list[float]]:
+        moments.append([1e5, 1e5, 1e-3][len(moments) % 3])  # ms
+        return [[moments[-1]] * 3 for _ in loads]
+
+    monkeypatch.setattr("onceforall.deploy.verify.time_turns", clock)
+    assert "given, onnxruntime fp32: latency" in names(list(verify(folder)))
+    assert len(moments) == 6
+    monkeypatch.setattr("onceforall.deploy.verify.MOMENTS", 2)
+    with pytest.raises(BrokenClaim, match=r"largest, onnxruntime fp32: latency: .*, found here: 100000"):
+        list(verify(folder))
 
 
 def test_other_weights_are_found(folder: Path, supernet: Supernet) -> None:
