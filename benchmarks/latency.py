@@ -1,14 +1,17 @@
 """Question: how far is a predicted latency from a measured one, and how many measurements does that take?
 
-Two parts. `--tables FOLDER`: on what others measured (whole networks on three GPUs at several batch sizes; layers on a
-phone, an Intel processor and an FPGA), error with 10, 100 and 1,000 measurements, next to a straight line through MACs
-and one through the table of another device. `--device NAME`: here, `ofa profile` of a space at five resolutions,
-validated on networks that it never saw, and at another moment on random ones and on the winners of searches with the
-table (the largest networks within a latency: that is where an optimiser finds its errors).
+Three parts. `--tables FOLDER`: on what others measured (whole networks on three GPUs at several batch sizes; layers
+on a phone, an Intel processor and an FPGA), error with 10, 100 and 1,000 measurements, next to a straight line
+through MACs and one through the table of another device. `--device NAME`: here, `ofa profile` of a space at five
+resolutions, validated on networks that it never saw, and at another moment on random ones and on the winners of
+searches with the table (the largest networks within a latency: that is where an optimiser finds its errors). `--adapt
+NAME ...`, with --tables: ten measured networks bring the tables of a phone, an Intel processor and of no device at
+all to devices here.
 
     python benchmarks/latency.py --tables ../shared/data/tables
     python benchmarks/latency.py --device onnxruntime
     python benchmarks/latency.py --device openvino --precision fp32 --small    # the space for 32 px images
+    python benchmarks/latency.py --tables ../shared/data/tables --adapt onnxruntime openvino torch ncnn
 
 Networks that judge took no part in fitting. One line of JSON last.
 """
@@ -32,11 +35,11 @@ from rich.console import Console
 from rich.table import Table
 
 from onceforall import MACs, devices, interop, spaces
-from onceforall.cost.latency import LatencyTable, fit_line
+from onceforall.cost.latency import LatencyTable, LatencyTables, fit_line
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.model import CostModel
 from onceforall.cost.profile import adapt, measure_latency, profile, whole_network
-from onceforall.cost.validation import Errors
+from onceforall.cost.validation import Errors, Validation
 from onceforall.devices.timing import Turns
 from onceforall.layers import LayerSpec
 from onceforall.report.progress import Steps
@@ -126,8 +129,7 @@ def others(folder: Path, seeds: int) -> dict[str, Any]:
         found[setting] = compare(setting, networks, ms, i7, (10, 100, 1000), seeds, table)
 
     five = spaces.mobilenet_v3(1.2, SIZES)
-    paths: dict[int, str | Path] = {size: folder / f"note10/{size}_lookup_table.yaml" for size in SIZES}
-    note10 = interop.read_latency_by_resolution(paths, five)
+    note10 = read_note10(folder, five)
     sampled = [five.lower(arch) for arch in five.from_rows(five.sample_rows(2000, np.random.default_rng(9)))]
     for title, model, base in (("note10 sums", note10, i7), ("i7 sums", i7, None)):
         ms = np.array([model.cost(layers) for layers in sampled])
@@ -140,6 +142,12 @@ def others(folder: Path, seeds: int) -> dict[str, Any]:
     found["ultra96 sums"] = compare("ultra96 sums", sampled, ms, note10.at(224), (10, 100), seeds, table)
     console.print(table)
     return found
+
+
+def read_note10(folder: Path, space: SearchSpace) -> LatencyTables:
+    """The published tables of the phone, one a resolution."""
+    paths: dict[int, str | Path] = {size: folder / f"note10/{size}_lookup_table.yaml" for size in SIZES}
+    return interop.read_latency_by_resolution(paths, space)
 
 
 def read_ultra96(path: Path, space: SearchSpace) -> LatencyTable:
@@ -198,14 +206,6 @@ def here(name: str, precision: str, threads: int, small: bool, turns: int, seed:
     }
     for kind, errors in later.items():
         show(kind, errors)
-    adapted: dict[str, Any] = {}
-    if isinstance(model, LatencyTable):
-        plain = LatencyTable.synthetic(space)  # knows MACs and layers, nothing of this device
-        with Steps(console) as report:
-            few = adapt(plain, space, device, turns=turns, seed=seed, report=report).validation
-        assert few is not None
-        show("adapted from a made-up table, 10 measurements", few.all)
-        adapted = asdict(few.all)
     console.print(shown)
     console.print(
         f"{model.summary()}; built and validated in {seconds:.0f} s; noise of a median {validation.noise:.2f} %, "
@@ -218,8 +218,41 @@ def here(name: str, precision: str, threads: int, small: bool, turns: int, seed:
         "noise": validation.noise,
         "drift": validation.drift,
         "kinds": {kind: asdict(errors) for kind, errors in (*validation.kinds.items(), *later.items())},
-        "adapted": adapted,
     }
+
+
+def adapted(folder: Path, names: Sequence[str], threads: int, turns: int, seeds: int) -> dict[str, Any]:
+    """Tables of other devices, brought to those here by ten measured networks: what `ofa profile --adapt` does."""
+    space = spaces.mobilenet_v3(1.2, SIZES)
+    bases = {
+        "made up": LatencyTable.synthetic(space),  # knows MACs and layers, nothing of any device
+        "note10": read_note10(folder, space),
+        "i7": interop.read_latency(folder / "i7-8700K_lut.yaml", space),
+    }
+    shown = Table("device", "table of", "MAPE %", "in 5 %", "in 10 %", "worst %", "Spearman", "noise %")
+    found: dict[str, Any] = {}
+    for name in names:
+        device = devices.by_name(name, threads)
+        judged: dict[str, list[Validation]] = {base: [] for base in bases}
+        with Steps(console) as report:
+            for seed in range(seeds):
+                for base, table in bases.items():
+                    model = adapt(table, space, device, turns=turns, seed=seed, report=report)
+                    assert model.validation is not None
+                    judged[base].append(model.validation)
+        found[name] = {"device": device.describe()}
+        for base, validations in judged.items():
+            errors = [asdict(validation.all) for validation in validations]
+            mean = {key: round(float(np.mean([each[key] for each in errors])), 3) for key in errors[0]}
+            mean |= {
+                "least_spearman": round(min(each["spearman"] for each in errors), 3),
+                "noise": round(float(np.mean([validation.noise for validation in validations])), 2),
+            }
+            found[name][base] = mean
+            keys = ("mape", "within_5", "within_10", "worst", "spearman", "noise")
+            shown.add_row(name, base, *(f"{mean[key]:.4g}" for key in keys))
+    console.print(shown)
+    return found
 
 
 def main() -> None:
@@ -227,6 +260,7 @@ def main() -> None:
     parser.add_argument("--tables", type=Path, help="folder of the tables that others measured")
     parser.add_argument("--seeds", type=int, default=3, help="random splits of what others measured")
     parser.add_argument("--device", help="profile this device here")
+    parser.add_argument("--adapt", nargs="+", help="adapt those tables to these devices, and do nothing else")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="the space for 32 px images, not that for 160 to 224 px")
@@ -234,10 +268,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args()
+    if options.adapt and not options.tables:
+        parser.error("--adapt needs --tables, the tables to adapt")
     result: dict[str, Any] = {"benchmark": "latency"}
-    if options.tables:
+    if options.adapt:
+        result["adapted"] = adapted(options.tables, options.adapt, options.threads, options.turns, options.seeds)
+    elif options.tables:
         result["others"] = others(options.tables, options.seeds)
-    if options.device:
+    if options.device and not options.adapt:
         result["here"] = here(
             options.device, options.precision, options.threads, options.small, options.turns, options.seed
         )

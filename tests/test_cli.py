@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from onceforall import cli, interop, spaces
 from onceforall.checkpoint import load_network
-from onceforall.cost.profile import profile
+from onceforall.cost.profile import adapt, profile
+from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import ImageData
 from onceforall.deploy import bundle_measure
 from onceforall.deploy.bundle import RUNTIMES, Bundle
@@ -36,6 +37,8 @@ def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.Monk
         monkeypatch.setattr(commands, "open_data", lambda *given: tiny_data)
     short = {"calibrating": 8, "validating": 4, "learning": 0, "turns": 2, "burst_seconds": 0.001}
     monkeypatch.setattr(cli.profiling, "run_profile", lambda *a, **k: profile(*a, **k, **short))
+    few = {"calibrating": 5, "validating": 4, "turns": 2, "burst_seconds": 0.001}
+    monkeypatch.setattr(cli.profiling, "run_adapt", lambda *a, **k: adapt(*a, **k, **few))
     monkeypatch.setattr(labels_module.Evaluator, "top1", lambda self, arch: 10.0 + arch.resolution)
     for module in ("job", "verify"):  # not a process for each export
         monkeypatch.setattr(f"onceforall.deploy.{module}.measure_memory", lambda *given: 1)
@@ -79,6 +82,8 @@ def test_the_whole_road(
     assert (recipe["name"], [phase["subnets"] for phase in recipe["phases"]]) == ("random_order", [1])
     run(road, "label", "--model", model, "--count", 20)
     run(road, "profile", "--model", model, "--out", tmp_path / "device.json")
+    run(road, "profile", "--model", model, "--adapt", tmp_path / "device.json", "--out", tmp_path / "other.json")
+    assert load_latency(tmp_path / "other.json").summary()["kind"] == "learned"
     table = ("--table", tmp_path / "device.json")
     run(
         road,

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from onceforall import devices as runtimes
 from onceforall.cli.common import Device, DevicePrecision, Model, Seed, Threads, app, console, load_model
-from onceforall.cost.latency import LatencyTable, read_table
+from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.profile import adapt as run_adapt
 from onceforall.cost.profile import profile as run_profile
-from onceforall.files import read_json_object
+from onceforall.cost.saved import load_latency
 from onceforall.report.progress import Steps
 
 NOISY = 3.0  # percent
@@ -37,7 +37,7 @@ def profile(
     precision: DevicePrecision = "fp32",
     adapt: Annotated[
         Path | None,
-        typer.Option(help="Latency table of another device: adapt it with ten measured networks, time no layers."),
+        typer.Option(help="Profile of another device: adapt its table with ten measured networks, time no layers."),
     ] = None,
     seed: Seed = 0,
 ) -> None:
@@ -54,7 +54,7 @@ def profile(
             progress = out.with_name(f"{out.name}.part")
             table = run_profile(space, target, seed=seed, progress=progress, report=report)
         else:
-            table = run_adapt(read_table(read_json_object(adapt)), space, target, seed=seed, report=report)
+            table = run_adapt(load_latency(adapt), space, target, seed=seed, report=report)
     table.save(out)
     found = table.validation
     assert found is not None

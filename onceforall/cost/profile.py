@@ -118,7 +118,7 @@ def profile(
 
 
 def adapt(
-    base: LatencyTable | LatencyTables,
+    base: LatencyTable | LatencyTables | LearnedLatency,
     space: SearchSpace,
     device: Device,
     *,
@@ -131,8 +131,12 @@ def adapt(
 ) -> LearnedLatency:
     """The latency of a space on a new device, from the table of another and a few measured whole networks.
 
-    Arguments as in `profile`: `calibrating` networks adapt the table, `validating` others judge that.
+    Arguments as in `profile`: `calibrating` networks adapt the table, `validating` others judge that. Of a
+    learned latency it takes the table that this was learned on; raises InvalidConfiguration where there is none.
     """
+    table = base.base if isinstance(base, LearnedLatency) else base
+    if table is None:
+        raise InvalidConfiguration("a latency that was learned without a table: adapt from a table of layers")
     rng = np.random.default_rng(seed)
     fitting = _fitting(space, calibrating, rng)
     judging = _judging(space, validating, rng, fitting)
@@ -140,7 +144,7 @@ def adapt(
     jobs = [whole_network(space, arch) for arch in networks]
     found = steady(device.time(jobs, Turns(turns, burst_seconds, seed), report=report))
     specs = [space.lower(arch) for arch in networks]
-    model = LearnedLatency.fit(specs[:calibrating], found.medians[:calibrating], device.describe(), base)
+    model = LearnedLatency.fit(specs[:calibrating], found.medians[:calibrating], device.describe(), table)
     return _validated(model, list(judging.values()), specs[calibrating:], found.of(slice(calibrating, None)))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,12 @@ def test_a_table_of_another_device_is_adapted_with_ten_measurements(tiny_space: 
     assert adapted.validation.all.networks == 32
     assert adapted.validation.all.mape < 2
     assert adapted.base_device == base.device
+    again = adapt(adapted, tiny_space, Ideal(), turns=2)  # of a learned latency, the table that it stands on
+    assert again.base_device == base.device
+    assert again.validation is not None
+    assert again.validation.all.mape < 2
+    with pytest.raises(InvalidConfiguration, match="learned without a table"):
+        adapt(replace(adapted, base=None), tiny_space, Ideal(), turns=2)
 
 
 @pytest.mark.parametrize(("calibrating", "validating", "turns"), [(7, 4, 2), (8, 3, 2), (8, 4, 1)])
