@@ -138,6 +138,9 @@ class Recipe:
                 f"recipe {self.name}: teacher 'frozen' in phase {self.phases[0].name}: the first phase makes that "
                 "teacher; choose 'none' or 'in_place'"
             )
+        for name, most in (("momentum", 1.0), ("label_smoothing", 1.0), ("weight_decay", math.inf)):
+            if not 0 <= getattr(self, name) < most:
+                raise InvalidConfiguration(f"{name} {getattr(self, name)}: expected at least 0 and less than {most:g}")
         if not self.clip_norm >= 0:
             raise InvalidConfiguration(f"clip_norm {self.clip_norm}: expected a norm, or 0 for none")
         if self.batch_norm_size and (self.batch_norm_size < 2 or self.batch_size % self.batch_norm_size):
