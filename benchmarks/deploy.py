@@ -58,7 +58,7 @@ def job_on(device: Device, quantize: str | None, entry: zoo.Entry, data: Any, ou
     """The steps of `ofa specialize` on a device, with a fitted predictor."""
     job = Job(
         entry.supernet, entry.labels, data, device, out, FinishedSteps(out / "steps.jsonl", {"device": device.name}),
-        limits=(), quantize=quantize, max_drop=100.0, candidates=2, seed=0, report=report,
+        limits=(), quantize=quantize, max_drop=100.0, full_int8=False, candidates=2, seed=0, report=report,
     )  # fmt: skip
     job.fit()
     return job
@@ -83,8 +83,7 @@ def exported(
         for device in own:
             quantised = None if device.precision == "fp32" else device.precision
             job = job_on(fp32, quantised, entry, data, folder / f"{name}-{device.precision}", report)
-            sensitive = job.choose_kept(device)
-            chosen = job.low or fp32
+            chosen = job.choose_kept(device)
             top1, plain_top1, parity, agreement, size = [], [], [], [], []
             for index, network in enumerate(networks):
                 report(f"{name} {device.precision}", index, len(networks))
@@ -101,7 +100,9 @@ def exported(
                     plain_top1.append(job.exporter.judge(arch, device, without, "test").top1)
                 loads.append(device.loader(files, image_shape(arch)))
             report(f"{name} {device.precision}", len(networks), len(networks))
-            found.append((device, list(chosen.kept), sensitive, top1, plain_top1, parity, agreement, size))
+            found.append(
+                (device, list(chosen.kept), job.sensitivity.get(name, []), top1, plain_top1, parity, agreement, size)
+            )
         ms = np.median(time_turns(loads, WHOLE), axis=1).reshape(len(own), len(networks))
         reference = np.array([network.export.test_top1 for network in networks])
         base = ms[[device.precision for device in own].index("fp32")]

@@ -68,6 +68,9 @@ def specialize(
     quantized_labels: Annotated[
         int, typer.Option(help="Sub-networks to label in the --quantize precision, to correct the predictor.")
     ] = 0,
+    full_int8: Annotated[
+        bool, typer.Option("--full-int8", help="Quantise every layer, also those that had better stay in fp32.")
+    ] = False,
     export: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,6 +125,7 @@ def specialize(
             quantize=quantize,
             max_drop=max_drop,
             quantized_labels=quantized_labels,
+            full_int8=full_int8,
             exports=targets,
             standalone="python" in (export or ()),
             finetune=finetune,

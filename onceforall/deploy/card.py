@@ -76,12 +76,12 @@ def _lines(manifest: dict[str, Any], networks: Sequence[Network]) -> Iterable[st
             f"In {found['precision']} a network takes {found['latency_ratio']['value']:.2f} of its time in fp32 here "
             f"(median of {found['networks']} networks, measured): {found['verdict']}."
         )
-        if found["sensitivity"]:
-            yield ""
-            yield from _table(
-                ("first layers of int8 networks in fp32", "label top-1 of the largest"),
-                [(str(len(row["kept"])), f"{row['label_top1']['value']:.2f} %") for row in found["sensitivity"]],
-            )
+    for runtime, rows in manifest["sensitivity"].items():
+        yield ""
+        yield from _table(
+            (f"first layers of int8 networks in fp32, {runtime}", "label top-1 of the largest"),
+            [(str(len(row["kept"])), f"{row['label_top1']['value']:.2f} %") for row in rows],
+        )
     yield ""
     yield "## Input and output"
     yield ""
@@ -91,6 +91,8 @@ def _lines(manifest: dict[str, Any], networks: Sequence[Network]) -> Iterable[st
         if "classes" in data
         else "Input [1, 3, resolution, resolution], float32, normalised as in training; output: logits."
     )
+    if any(file.path.endswith(".tflite") for _, export in every for file in export.files):
+        yield "Files for LiteRT take [1, resolution, resolution, 3], in int8 where the network's first layer is."
     yield ""
     yield "## Data"
     yield ""

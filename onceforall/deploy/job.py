@@ -60,6 +60,7 @@ class Job:
         limits: Sequence[Constraint],
         quantize: str | None,
         max_drop: float,
+        full_int8: bool,
         candidates: int,
         seed: int,
         report: Callable[[str, int, int], None],
@@ -78,12 +79,14 @@ class Job:
         self.supernet, self.labels, self.data, self.done = supernet, labels, data, done
         self.out, self.candidates, self.seed, self.report = out, candidates, seed, report
         self.space, self.limits, self.max_drop = supernet.space, list(limits), max_drop
+        self.full_int8 = full_int8
         self.device = self.target = device
         self.low = device.at(quantize) if quantize else None
         self.exporter = Exporter(supernet, data, out)
         self.label_top1 = {label.architecture: label.top1 for label in labels}
         self.correction: CorrectedPredictor | None = None
         self.further: dict[tuple[str, str], Device] = {}
+        self.sensitivity: dict[str, list[dict[str, Any]]] = {}  # of each runtime with int8 networks
 
     # The twins
 
@@ -97,27 +100,27 @@ class Job:
         """Which precision the searches are for: the quantised one if it is faster. What was found, for the manifest."""
         if self.low is None:
             return None
-        sensitive = self.choose_kept(self.low)
+        self.low = self.choose_kept(self.low)
         found = self.done.once(f"precision {self.low.precision}", self._compare_precisions)
         faster = found["latency_ratio"]["value"] < 1
         self.target = self.low if faster else self.device
         verdict = "faster than fp32" if faster else "no faster than fp32: searched for fp32, exported in both"
-        return {**found, "verdict": verdict, "kept": list(self.low.kept), "sensitivity": sensitive}
+        return {**found, "verdict": verdict, "kept": list(self.low.kept)}
 
-    def choose_kept(self, low: Device) -> list[dict[str, Any]]:
-        """Which first layers stay in fp32: those with which the largest network is most accurate (label images)."""
-        if low.precision != "int8" or not low.keeps_layers:
-            return []
+    def choose_kept(self, low: Device) -> Device:
+        """Keeping those first layers in fp32 with which the largest network is most accurate on the label images."""
+        if low.precision != "int8" or not low.keeps_layers or self.full_int8:
+            return low
         largest, found = self.space.largest(), []
         for index, kept in enumerate(KEPT):
             self.report("sensitive layers", index, len(KEPT))
             found.append(self._label_top1(largest, low.keeping(kept)))
         self.report("sensitive layers", len(KEPT), len(KEPT))
-        self.low = low.keeping(KEPT[int(np.argmax(found))])
-        return [
+        self.sensitivity[low.name] = [
             {"kept": list(kept), "label_top1": number(top1, "percent", "measured")}
             for kept, top1 in zip(KEPT, found, strict=True)
         ]
+        return low.keeping(KEPT[int(np.argmax(found))])
 
     def _compare_precisions(self) -> dict[str, Any]:
         """How much of its time in fp32 a network takes when it is quantised."""
@@ -314,7 +317,7 @@ class Job:
 
     def export_further(self, networks: Sequence[Network], devices: Sequence[Device]) -> None:
         """The same networks for other runtimes, timed there."""
-        added = []
+        devices, added = [self.choose_kept(device) for device in devices], []
         for step, network in enumerate(networks):
             for device in devices:
                 self.report("further exports", step, len(networks))

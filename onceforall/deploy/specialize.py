@@ -55,6 +55,7 @@ def specialize(
     quantize: str | None = None,
     max_drop: float = 0.5,
     quantized_labels: int = 0,
+    full_int8: bool = False,
     exports: Sequence[Device] = (),
     standalone: bool = False,
     finetune: int = 0,
@@ -74,7 +75,8 @@ def specialize(
     quantize: a precision of the device, "int8" or "bf16". Where it is no faster than fp32 there, the
     searches are for fp32, and the manifest says so. Every network is exported in both; the fastest export is
     the one to use which holds the budget and loses at most `max_drop` points of top-1 on the label images. First
-    layers stay in fp32 in int8 networks where that makes the largest network more accurate on those images.
+    layers stay in fp32 in int8 networks where that makes the largest network more accurate on those images, unless
+    `full_int8` asks for every layer in int8, as accelerators without floating point need it.
     quantized_labels: how many sub-networks are labelled in that precision, on the device, to correct the
     accuracy predictor before a search.
     finetune: epochs for which what was searched or given goes on training, after it was chosen.
@@ -97,7 +99,8 @@ def specialize(
     write_json(out / "manifest.json", {"format": FORMAT, "state": "running"})
     job = Job(
         supernet, labels, data, device, out, FinishedSteps(out / "steps.jsonl", identity),
-        limits=limits, quantize=quantize, max_drop=max_drop, candidates=candidates, seed=seed, report=report,
+        limits=limits, quantize=quantize, max_drop=max_drop, full_int8=full_int8, candidates=candidates,
+        seed=seed, report=report,
     )  # fmt: skip
     report("accuracy predictor", 0, 1)
     job.fit()
@@ -140,6 +143,7 @@ def specialize(
             "data": data.describe(),
             "limits": [str(constraint) for constraint in limits],
             "quantize": comparison,
+            "sensitivity": job.sensitivity,
             "max_drop": max_drop,
             "seed": seed,
             "seconds": time.perf_counter() - began,

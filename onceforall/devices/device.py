@@ -166,8 +166,7 @@ class Device(ABC):
         self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None
     ) -> Files:
         """`convert`, which leaves the layers in `kept` in floating point; a layer on its own has no place there."""
-        layers = len(list(network.children())) if isinstance(network, nn.Sequential) else 0
-        if self.kept and layers > max(self.kept) + 1:
+        if self.kept and layers_of(network) > max(self.kept) + 1:
             return self.convert(network, input_shape, calibration, self.kept)
         return self.convert(network, input_shape, calibration)  # not every device can keep layers
 
@@ -232,6 +231,19 @@ class Device(ABC):
             raise InvalidConfiguration(
                 f"{self.name} needs {package} ({error}): pip install 'onceforall[{self.extra}]'"
             ) from error
+
+
+def layers_of(network: nn.Module | bytes) -> int:
+    """How many layers a network has that can be kept, by place from 0: those of an nn.Sequential."""
+    return len(network) if isinstance(network, nn.Sequential) else 0
+
+
+def check_places(kept: Collection[int], layers: int) -> None:
+    """Raises InvalidConfiguration where a network of so many layers lacks one that is to be kept."""
+    wrong = sorted(layer for layer in kept if not 0 <= layer < layers)
+    if wrong:
+        has = f"the network has layers 0 to {layers - 1}" if layers else "only an nn.Sequential has layers with a place"
+        raise InvalidConfiguration(f"kept layers {wrong}: {has}")
 
 
 class _OnDisk(Mapping[str, bytes]):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
+from onceforall.devices.device import Device, Files, Images, Session, Shape, check_places, layers_of, quietly
 from onceforall.devices.torch import pinned
 
 
@@ -44,6 +44,7 @@ class ExecuTorchDevice(Device):
     precisions = ("fp32", "int8")
     packages = ("executorch", "torchao")
     extra = "executorch"
+    keeps_layers = True
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         super().__init__(threads, precision)
@@ -60,12 +61,14 @@ class ExecuTorchDevice(Device):
         kept: Collection[int] = (),
     ) -> Files:
         self.check_kept(kept)
-        module: Any = copy.deepcopy(self.needs_module(network))
+        check_places(kept, layers_of(self.needs_module(network)))
+        # Its passes expect weights in memory as they are in shape.
+        module: Any = copy.deepcopy(self.needs_module(network)).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         sample = (torch.zeros(input_shape),)
         with pinned(self.threads), torch.no_grad(), quietly():
             partitioner = self.needs("executorch.backends.xnnpack.partition.xnnpack_partitioner").XnnpackPartitioner()
             if self.precision == "int8":
-                module = self._quantise(module, sample, self.calibration_inputs(calibration, input_shape))
+                module = self._quantise(module, sample, self.calibration_inputs(calibration, input_shape), kept)
             program = torch.export.export(module, sample)
             lower = self.needs("executorch.exir").to_edge_transform_and_lower
             return {".pte": bytes(lower(program, partitioner=[partitioner]).to_executorch().buffer)}
@@ -77,14 +80,24 @@ class ExecuTorchDevice(Device):
             program = self.needs("executorch.runtime").Runtime.get().load_program(files[".pte"])
             return ExecuTorchSession(program)
 
-    def _quantise(self, module: nn.Module, sample: tuple[torch.Tensor], inputs: Iterator[Images]) -> nn.Module:
+    def _quantise(
+        self, module: nn.Module, sample: tuple[torch.Tensor], inputs: Iterator[Images], kept: Collection[int]
+    ) -> nn.Module:
         """int8 weights, one scale a channel, and int8 activations whose ranges `inputs` set."""
         pt2e = self.needs("torchao.quantization.pt2e.quantize_pt2e")
         xnnpack = self.needs("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
         quantizer = xnnpack.XNNPACKQuantizer()
         quantizer.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
+        quantizer.set_filter_function(lambda node: _place(node) not in kept)
         prepared = pt2e.prepare_pt2e(torch.export.export(module, sample).module(), quantizer)
         for images in inputs:
             prepared(torch.from_numpy(images))
         converted: nn.Module = pt2e.convert_pt2e(prepared)
         return converted
+
+
+def _place(node: torch.fx.Node) -> int:
+    """Which layer of an nn.Sequential an operation belongs to: -1 for none."""
+    paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    first = paths[-1].partition(".")[0] if paths else ""
+    return int(first) if first.isdecimal() else -1

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from onceforall.devices import measure
-from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
+from onceforall.devices.device import Device, Files, Images, Session, Shape, check_places, layers_of, quietly
 
 
 class LiteRtSession(measure.LiteRt, Session):
@@ -26,6 +26,7 @@ class LiteRtDevice(Device):
     precisions = ("fp32", "int8")
     packages = ("ai-edge-litert", "litert-torch", "ai-edge-quantizer")
     extra = "litert"
+    keeps_layers = True
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         super().__init__(threads, precision)
@@ -43,6 +44,8 @@ class LiteRtDevice(Device):
     ) -> Files:
         self.check_kept(kept)
         module = copy.deepcopy(self.needs_module(network))  # its converter changes modules
+        layers = layers_of(module)
+        check_places(kept, layers)
         litert_torch = self.needs("litert_torch")
         batch, channels, height, width = input_shape
         with quietly(), torch.no_grad():
@@ -50,18 +53,31 @@ class LiteRtDevice(Device):
             module = litert_torch.to_channel_last_io(module, args=[0], outputs=[0] if is_map else [])
             converted = litert_torch.convert(module.eval(), (torch.zeros(batch, height, width, channels),))
             model = bytes(converted.model_content())
-            if self.precision == "int8":
-                model = self._quantise(model, self.calibration_inputs(calibration, input_shape))
+            everything = bool(layers) and len(set(kept)) == layers  # then its quantiser has nothing to do, and fails
+            if self.precision == "int8" and not everything:
+                model = self._quantise(model, self.calibration_inputs(calibration, input_shape), kept, layers)
         return {".tflite": model}
 
     def load(self, files: Files, input_shape: Shape) -> Session:
         return LiteRtSession(files[".tflite"], self.threads)
 
-    def _quantise(self, model: bytes, inputs: Iterator[Images]) -> bytes:
-        """int8 weights, one scale a channel, and int8 activations whose ranges `inputs` set, input and output too."""
-        recipe = self.needs("ai_edge_quantizer.recipe").static_wi8_ai8()
+    def _quantise(self, model: bytes, inputs: Iterator[Images], kept: Collection[int], layers: int) -> bytes:
+        """int8 weights, one scale a channel, and int8 activations whose ranges `inputs` set, input and output too.
+
+        The input of a network that keeps its first layer stays in floating point as well, the output of
+        one that keeps its last.
+        """
         manager = self.needs("ai_edge_quantizer.recipe_manager").RecipeManager()
-        manager.load_quantization_recipe(recipe)
+        manager.load_quantization_recipe(self.needs("ai_edge_quantizer.recipe").static_wi8_ai8())
+        if kept:
+            never = self.needs("ai_edge_quantizer.algorithm_manager").AlgorithmName.NO_QUANTIZE
+            operations = self.needs("ai_edge_quantizer.qtyping").TFLOperationName
+            # A tensor is named after its modules, /SubNetwork_wrapped/ConvNormAct_0/Conv2d_conv; or is the output.
+            places = "|".join(map(str, sorted(kept)))
+            names = rf"_wrapped/[^/;]*_({places})[/;]" + ("|^serving_default_output" if layers - 1 in kept else "")
+            manager.add_quantization_config(names, operations.ALL_SUPPORTED, algorithm_key=never)
+            if 0 in kept:
+                manager.add_quantization_config("^", operations.INPUT, algorithm_key=never)
         # The quantizer's own calibration takes moving averages: ranges of the first input, nearly.
         extremes = self.needs("ai_edge_quantizer.utils.qsv_utils").min_max_update
         calibrator = self.needs("ai_edge_quantizer.calibrator").Calibrator(
@@ -71,5 +87,5 @@ class LiteRtDevice(Device):
         samples = [{arguments["inputs"][0]: images.transpose(0, 2, 3, 1).copy()} for images in inputs]
         calibrator.calibrate({signature: samples}, manager)
         quantizer = self.needs("ai_edge_quantizer.quantizer").Quantizer(model)
-        quantizer.load_quantization_recipe(recipe)
+        quantizer.load_quantization_recipe(manager.get_quantization_recipe())
         return bytes(quantizer.quantize(calibrator.get_model_qsvs()).quantized_model)

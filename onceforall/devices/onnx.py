@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import nn
 
-from onceforall.errors import InvalidConfiguration
+from onceforall.devices.device import check_places
 
 OPSET = 17
 INPUT = "image"
@@ -55,11 +55,7 @@ def nodes_of_layers(model: bytes, layers: Collection[int]) -> list[onnx.NodeProt
     for node in onnx.load_from_string(model).graph.node:
         if match := re.match(r"/(\d+)/", node.name):
             found.setdefault(int(match[1]), []).append(node)
-    last = max(found, default=-1)
-    wrong = sorted(layer for layer in layers if not 0 <= layer <= last)
-    if wrong:
-        has = f"the network has layers 0 to {last}" if found else "only an nn.Sequential has layers with a place"
-        raise InvalidConfiguration(f"kept layers {wrong}: {has}")
+    check_places(layers, max(found, default=-1) + 1)
     return [node for layer in sorted(set(layers)) for node in found.get(layer, ())]
 
 

@@ -137,6 +137,15 @@ class DeviceSuite:
             different = [suffix for suffix in files if files[suffix] != again.get(suffix)]
             assert not different, f"converted again, {', '.join(different)} has other bytes"
 
+    def test_memory_formats_do_not_matter(self, device: Device) -> None:
+        """Trained networks lie in memory in channels_last."""
+        network, shape = _network(MOBILE)
+        images = _images(shape)
+        expected = _torch(network, images)
+        moved = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        found = device.load(device.convert(moved, shape, images), shape)(images)
+        self._assert_close(device, found, expected, "a network in channels_last")
+
     def test_calibration_images_must_fit(self, device: Device) -> None:
         """Where the precision takes any: those of other sizes and none at all are refused."""
         if device.precision in self.tolerance:

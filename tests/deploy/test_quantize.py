@@ -30,7 +30,8 @@ Clocks = Callable[[float], Callable[[Job, Sequence[tuple[Network, Export]]], Non
 def job_of(supernet: Supernet, data: ImageData, out: Path, quantize: str | None = "int8", max_drop: float = 0.5) -> Job:
     return Job(
         supernet, [], data, OnnxRuntimeDevice(), out, FinishedSteps(out / "steps.jsonl", {}),
-        limits=(), quantize=quantize, max_drop=max_drop, candidates=1, seed=0, report=lambda step, done, total: None,
+        limits=(), quantize=quantize, max_drop=max_drop, full_int8=False, candidates=1, seed=0,
+        report=lambda step, done, total: None,
     )  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def test_both_precisions_are_exported_and_measured(
         quantized_labels=6, candidates=1, max_drop=100,
     )  # fmt: skip
     compared = found.about["quantize"]
-    tried = {tuple(row["kept"]): row["label_top1"]["value"] for row in compared["sensitivity"]}
+    tried = {tuple(row["kept"]): row["label_top1"]["value"] for row in found.about["sensitivity"]["onnxruntime"]}
     assert list(tried) == [(), (0,), (0, 1), (0, 1, 2)]
     assert tried[tuple(compared["kept"])] == max(tried.values())
     assert compared["latency_ratio"]["value"] > 0
@@ -118,6 +119,23 @@ def test_limits_bind_every_network_but_the_largest(
         layers = space.lower(network.architecture)
         assert all(constraint.model.cost(layers) <= constraint.bound for constraint in limits)
     assert found.about["limits"] == [str(constraint) for constraint in limits]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_sensitive_layers_of_further_exports_are_found_as_well(
+    full: bool, supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    accuracies = {(): 10.0, (0,): 30.0, (0, 1): 20.0, (0, 1, 2): 30.0}
+    monkeypatch.setattr(Job, "_label_top1", lambda self, arch, device: accuracies[tuple(device.kept)])
+    found = specialize(
+        supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), table=table, full_int8=full,
+        exports=[OnnxRuntimeDevice(1, "int8")],
+    )  # fmt: skip
+    (largest,) = found.networks
+    assert [export.kept for export in largest.exports] == [[], [] if full else [0]]
+    assert (tmp_path / "MODEL_CARD.md").read_text().count("fp32, onnxruntime | label top-1") == (not full)
+    assert len(found.about["sensitivity"].get("onnxruntime", [])) == (0 if full else 4)
 
 
 @pytest.mark.usefixtures("same_speed")
