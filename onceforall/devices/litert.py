@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -14,7 +14,11 @@ from onceforall.devices.device import Device, Files, Images, Session, Shape, che
 
 
 class LiteRtSession(measure.LiteRt, Session):
-    """A .tflite model in an interpreter."""
+    """A .tflite model in an interpreter with its default delegate."""
+
+
+class LiteRtBuiltinSession(measure.LiteRtBuiltin, Session):
+    """The same without a delegate."""
 
 
 class LiteRtDevice(Device):
@@ -27,13 +31,14 @@ class LiteRtDevice(Device):
     packages = ("ai-edge-litert", "litert-torch", "ai-edge-quantizer")
     extra = "litert"
     keeps_layers = True
+    delegate: ClassVar[str] = "XNNPACK"
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         super().__init__(threads, precision)
         self.needs("ai_edge_litert.interpreter")
 
     def describe(self) -> dict[str, Any]:
-        return self.described(f"litert {self.needs('ai_edge_litert').__version__}", delegate="XNNPACK")
+        return self.described(f"litert {self.needs('ai_edge_litert').__version__}", delegate=self.delegate)
 
     def convert(
         self,
@@ -89,3 +94,14 @@ class LiteRtDevice(Device):
         quantizer = self.needs("ai_edge_quantizer.quantizer").Quantizer(model)
         quantizer.load_quantization_recipe(manager.get_quantization_recipe())
         return bytes(quantizer.quantize(calibrator.get_model_qsvs()).quantized_model)
+
+
+class LiteRtBuiltinDevice(LiteRtDevice):
+    """The same files with LiteRT's own kernels: on x86 several times as fast as its delegate, above all in int8."""
+
+    name = "litert-builtin"
+    title = "LiteRT (built-in kernels), this machine's processor"
+    delegate = "none"
+
+    def load(self, files: Files, input_shape: Shape) -> Session:
+        return LiteRtBuiltinSession(files[".tflite"], self.threads)

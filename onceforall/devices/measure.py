@@ -143,11 +143,19 @@ class LiteRt:
     """
 
     suffix = ".tflite"
+    delegate = True
 
     def __init__(self, model: bytes, threads: int) -> None:
-        interpreter, self.runtime = _litert()
+        module, self.runtime = _litert()
         self._model = model  # the interpreter keeps no copy
-        self._interpreter = interpreter(model_content=model, num_threads=threads)
+        kernels = module.OpResolverType
+        self._interpreter = module.Interpreter(
+            model_content=model,
+            num_threads=threads,
+            experimental_op_resolver_type=(
+                kernels.AUTO if self.delegate else kernels.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+            ),
+        )
         self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]
         self._result = self._interpreter.get_output_details()[0]
@@ -170,21 +178,27 @@ class LiteRt:
         return values.transpose(0, 3, 1, 2) if values.ndim == 4 else values
 
 
+class LiteRtBuiltin(LiteRt):
+    """The same with LiteRT's own kernels, without a delegate."""
+
+    delegate = False
+
+
 def _litert() -> Any:
-    """LiteRT's interpreter, and what it is."""
+    """The module of LiteRT's interpreter, and what it is."""
     try:
         import ai_edge_litert
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert import interpreter
 
-        return Interpreter, "litert " + ai_edge_litert.__version__
+        return interpreter, "litert " + ai_edge_litert.__version__
     except ImportError:
         import tflite_runtime
-        from tflite_runtime.interpreter import Interpreter
+        from tflite_runtime import interpreter
 
-        return Interpreter, "tflite " + tflite_runtime.__version__
+        return interpreter, "tflite " + tflite_runtime.__version__
 
 
-RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "litert": LiteRt}
+RUNTIMES: dict[str, Any] = {"onnxruntime": OnnxRuntime, "litert": LiteRt, "litert-builtin": LiteRtBuiltin}
 
 
 def measure(folder: Path, say: Callable[[str], None] = print) -> None:

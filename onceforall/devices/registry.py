@@ -22,6 +22,7 @@ _OURS = {
     "openvino": "openvino:OpenVinoDevice",
     "ncnn": "ncnn:NcnnDevice",
     "litert": "litert:LiteRtDevice",
+    "litert-builtin": "litert:LiteRtBuiltinDevice",
     "executorch": "executorch:ExecuTorchDevice",
 }
 NAMES = tuple(_OURS)

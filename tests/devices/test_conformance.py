@@ -70,9 +70,9 @@ class TestNcnn(DeviceSuite):
 
 @installed("litert", "ai_edge_litert", "litert_torch", "ai_edge_quantizer")
 class TestLiteRt(DeviceSuite):
-    @pytest.fixture(params=["fp32", "int8"])
+    @pytest.fixture(params=["litert fp32", "litert int8", "litert-builtin fp32", "litert-builtin int8"])
     def device(self, request: pytest.FixtureRequest) -> Device:
-        return make("litert", request.param)
+        return make(*request.param.split())
 
 
 @installed("executorch", "executorch", "torchao")
