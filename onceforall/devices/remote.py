@@ -103,9 +103,10 @@ class RemoteDevice(Device):
         results = folder / "results.json"
         if not results.exists():
             self._write(folder, plan, networks, report)
+            package = self.runtime.partition("-")[0]
             raise MeasurementPending(
                 f"nothing is measured yet: carry {folder} to the device, run `python measure.py` in it "
-                f"(Python 3.8 or newer, numpy, {self.runtime}), bring results.json back to {results}, "
+                f"(Python 3.8 or newer, numpy, {package}), bring results.json back to {results}, "
                 "and run the same command again"
             )
         machine, measured = read_results(results, plan)
