@@ -24,6 +24,7 @@ from onceforall.architecture import Architecture
 from onceforall.checkpoint import read_tensors, write_tensors
 from onceforall.data.dataset import Data
 from onceforall.deploy.shared import Place, Pool, share
+from onceforall.devices.measure import session_options
 from onceforall.devices.onnx import INPUT, to_onnx
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, OFAError, UnwritableOutput
 from onceforall.files import read_json_object, sha256, write_atomically, write_json
@@ -209,9 +210,7 @@ class Bundle:
     def _session(self, name: str) -> Run:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-        options.log_severity_level = 3
+        options = session_options(self.threads)
         file = self.folder / self._networks[name]["onnx"]
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

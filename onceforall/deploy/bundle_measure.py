@@ -19,7 +19,7 @@ from onceforall.cost.profile import image_shape
 from onceforall.data.dataset import Data
 from onceforall.deploy.bundle import RUNTIMES, WEIGHTS, Bundle, read_manifest
 from onceforall.deploy.process import run_python
-from onceforall.devices.measure import describe_machine
+from onceforall.devices.measure import describe_machine, session_options
 from onceforall.devices.onnx import INPUT, to_onnx
 from onceforall.evaluate import specialised
 from onceforall.files import write_atomically, write_json
@@ -166,8 +166,7 @@ def report_memory() -> None:
                 alive.append(channels_last(network))
                 alive[-1](images[name])
         else:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.inter_op_num_threads = int(threads), 1
+            options = session_options(int(threads))
             sessions = []
             for name, image in images.items():
                 session = onnxruntime.InferenceSession(str(Path(files, f"{name}.onnx")), options)

@@ -105,6 +105,19 @@ def _has_vnni() -> bool:
     return not flags or "vnni" in flags
 
 
+def session_options(threads: int) -> Any:
+    """Of ONNX Runtime, for so many threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not _has_vnni():  # x86 before it adds products of uint8 and int8 in 16 bits, where they overflow
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
 class OnnxRuntime:
     """An ONNX model in a session of ONNX Runtime's CPU provider: feed, run, output."""
 
@@ -115,12 +128,7 @@ class OnnxRuntime:
         import onnxruntime
 
         self.runtime = "onnxruntime " + onnxruntime.__version__
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if not _has_vnni():  # x86 before it adds products of uint8 and int8 in 16 bits, where they overflow
-            options.add_session_config_entry("session.x64quantprecision", "1")
+        options = session_options(threads)
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._name = self._session.get_inputs()[0].name
         self._outputs: list[Any] = []
