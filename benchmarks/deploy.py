@@ -14,11 +14,13 @@ On the shipped CIFAR-10 supernet, on this machine's processor, one thread, batch
   accuracy (the predictor corrected by --labels sub-networks, labelled in int8 on the label images), another knows fp32
   alone (latency budget divided by the median ratio) and quantises what it finds. Both networks in int8: latency and
   test top-1. Does it pick better networks?
+* space (--space): --labels networks of every accuracy in fp32 and int8, on the label images: does int8 rank them alike?
 
 Prints tables, and one line of JSON last; --out writes that as well.
 
     python benchmarks/deploy.py                                     # runtimes that are installed
     python benchmarks/deploy.py --devices onnxruntime openvino --aware openvino
+    python benchmarks/deploy.py --space onnxruntime:int8 openvino:int8
 """
 
 from __future__ import annotations
@@ -130,6 +132,27 @@ def exported(
     return rows
 
 
+def over_the_space(
+    target: Device, entry: zoo.Entry, data: Any, folder: Path, count: int, report: Any
+) -> dict[str, Any]:
+    """Rank agreement of fp32 and int8 over networks of every accuracy, not those of the front alone; label images."""
+    fp32 = target.at("fp32")
+    job = job_on(fp32, target.precision, entry, data, folder / f"space-{target.name}-{target.precision}", report)
+    device = job.choose_kept(target)
+    archs, changes = job.changes(device, count)
+    before = np.array([job.label_top1[arch] for arch in archs])
+    return {
+        "device": target.name,
+        "precision": target.precision,
+        "kept": list(device.kept),
+        "networks": len(archs),
+        "fp32_top1": [float(before.min()), float(before.max())],
+        "drop": round(-float(np.mean(changes)), 3),
+        "worst_drop": round(-float(np.min(changes)), 2),
+        "tau": round(float(kendalltau(before, before + changes).statistic), 3),
+    }
+
+
 def quantisation_aware(
     name: str, entry: zoo.Entry, data: Any, folder: Path, count: int, labels: int, report: Any
 ) -> dict[str, Any]:
@@ -184,6 +207,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=10)
     parser.add_argument("--devices", nargs="+", help="runtimes; default: all that work here")
     parser.add_argument("--aware", metavar="DEVICE", help="quantisation-aware search against quantising after")
+    parser.add_argument("--space", nargs="+", metavar="DEVICE:PRECISION", help="rank agreement over the space alone")
     parser.add_argument("--labels", type=int, default=32, help="sub-networks labelled in int8")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--out", type=Path)
@@ -198,6 +222,11 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as temporary, Steps(console) as report:
         folder = Path(temporary)
+        if options.space:
+            chosen = [devices.by_name(name, 1, precision) for name, precision in (s.split(":") for s in options.space)]
+            found = [over_the_space(each, entry, data, folder, options.labels, report) for each in chosen]
+            write({"benchmark": "deploy", "space": found}, options.out)
+            return
         began = time.perf_counter()
         device = devices.by_name("onnxruntime")
         job = job_on(device, None, entry, data, folder / "front", report)
@@ -231,9 +260,13 @@ def main() -> None:
         "exports": rows,
         "aware": aware,
     }
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, options.out)
+
+
+def write(result: dict[str, Any], out: Path | None) -> None:
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 

@@ -144,15 +144,19 @@ class Job:
 
     def correct_predictor(self, count: int) -> None:
         """Label sub-networks in the target's precision, on the device, and learn what that costs."""
+        self.correction = CorrectedPredictor(self.predictor).fit(*self.changes(self.target, count))
+
+    def changes(self, device: Device, count: int) -> tuple[list[Architecture], list[float]]:
+        """Labelled sub-networks, spread over their accuracies, and how far label top-1 on a device is from that."""
         archs = [label.architecture for label in self.labels]
         order = np.argsort([label.top1 for label in self.labels])
         chosen = [archs[i] for i in order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]]
-        drops = []
+        found = []
         for index, arch in enumerate(chosen):
-            self.report(f"accuracy in {self.target.precision}", index, len(chosen))
-            drops.append(self._label_top1(arch, self.target) - self.label_top1[arch])
-        self.report(f"accuracy in {self.target.precision}", len(chosen), len(chosen))
-        self.correction = CorrectedPredictor(self.predictor).fit(chosen, drops)
+            self.report(f"accuracy in {device.precision}", index, len(chosen))
+            found.append(self._label_top1(arch, device) - self.label_top1[arch])
+        self.report(f"accuracy in {device.precision}", len(chosen), len(chosen))
+        return chosen, found
 
     # Networks
 
