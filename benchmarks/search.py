@@ -15,7 +15,7 @@ Published predictor and Note10 tables (width 1.2; 160 to 224 px). Prints, and gi
   choice is taken, and if its first five are measured. Predictors: the published one, and ridge regression on 250 of the
   measured networks.
 
-    python benchmarks/search.py [--tables ../shared/data/tables] [--seeds 5] [--only budgets ...]
+    python benchmarks/search.py [--tables ../shared/data/tables] [--seeds 5] [--generations 14] [--only budgets ...]
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class World:
     note10: LatencyTables
     tables: Path
     seeds: range
+    generations: int
 
 
 class Linear:
@@ -98,7 +99,7 @@ def budgets(world: World) -> list[dict[str, Any]]:
         runs, random = [], []
         for seed in world.seeds:
             cpu = time.process_time()
-            found = search(world.space, world.accuracy, [limit], seed=seed)
+            found = search(world.space, world.accuracy, [limit], seed=seed, generations=world.generations)
             cpu = time.process_time() - cpu
             runs.append((found.accuracy, found.seconds, cpu, found.evaluations, found.architecture.resolution))
             random.append(at_random(world.space, world.accuracy, limit, cpu, seed))
@@ -260,6 +261,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder of the published predictor and tables")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--generations", type=int, default=14, help="of the searches for budgets")
     parser.add_argument("--only", choices=list(PARTS), nargs="+", default=list(PARTS), help="parts to run")
     options = parser.parse_args()
     if not options.tables.is_dir():
@@ -272,6 +274,7 @@ def main() -> None:
         interop.read_latency_by_resolution(files, space),
         options.tables,
         range(options.seeds),
+        options.generations,
     )
     results = {}
     for part in options.only:

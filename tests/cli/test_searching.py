@@ -40,12 +40,11 @@ def search(
     monkeypatch.setattr(commands, "load_model", lambda *a, **k: zoo.Entry("tiny", tiny_supernet, labels, tmp_path))
     monkeypatch.setattr(commands, "open_data", lambda *given: tiny_data)
     monkeypatch.setattr(commands, "MLPPredictor", lambda space, seed: MLPPredictor(space, seed=seed, epochs=5))
-    monkeypatch.setattr(commands, "run_search", partial(commands.run_search, generations=2))
     monkeypatch.setattr(commands, "run_front", partial(commands.run_front, generations=2, population=10, rounds=1))
     monkeypatch.setattr(commands, "measure_latency", partial(measure_latency, turns=Turns(2, 0.001)))
 
     def run(*arguments: object) -> dict[str, Any]:
-        given = ["search", "--out", tmp_path / "result.json", *arguments]
+        given = ["search", "--out", tmp_path / "result.json", "--generations", 2, *arguments]
         result = CliRunner().invoke(cli.app, [str(argument) for argument in given], catch_exceptions=False)
         assert result.exit_code == 0, result.output
         value: dict[str, Any] = json.loads((tmp_path / "result.json").read_text())
@@ -127,6 +126,11 @@ def test_a_budget_that_no_candidate_keeps_is_said_so(search: Search, tables: lis
         search("--macs", 1, "--measure")
     with pytest.raises(InvalidConfiguration, match="leave out --front"):
         search("--front", "--measure")
+
+
+def test_more_generations_look_at_more_networks(search: Search) -> None:
+    short, long = search("--macs", 1), search("--macs", 1, "--generations", 20)
+    assert short["evaluations"] < long["evaluations"]
 
 
 def test_results_of_before_can_still_be_read(tiny_space: SearchSpace) -> None:
