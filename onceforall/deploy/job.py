@@ -101,7 +101,8 @@ class Job:
         if self.low is None:
             return None
         self.low = self.choose_kept(self.low)
-        found = self.done.once(f"precision {self.low.precision}", self._compare_precisions)
+        step = f"precision {self.low.precision} {list(self.low.kept)}"
+        found = self.done.once(step, self._compare_precisions)
         faster = found["latency_ratio"]["value"] < 1
         self.target = self.low if faster else self.device
         verdict = "faster than fp32" if faster else "no faster than fp32: searched for fp32, exported in both"
