@@ -49,6 +49,7 @@ from onceforall.deploy.manifest import Network
 from onceforall.deploy.steps import FinishedSteps
 from onceforall.devices.device import Device
 from onceforall.devices.timing import time_turns
+from onceforall.files import write_json
 from onceforall.report.progress import Steps
 from onceforall.search.evolution import search
 
@@ -265,8 +266,7 @@ def main() -> None:
 
 def write(result: dict[str, Any], out: Path | None) -> None:
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(out, result)
     print(json.dumps(result))
 
 

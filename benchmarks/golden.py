@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from onceforall import interop, spaces
 from onceforall.architecture import Architecture, Gene
 from onceforall.cost.analytic import PeakActivationMemory, PeakConvolutionMemory, macs, params
+from onceforall.cost.latency import LatencyTables
 from onceforall.interop.latency import table_keys
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
@@ -165,9 +166,7 @@ def specialised(tables: Path) -> Iterator[Check]:
 
 def latency_tables(tables: Path) -> Iterator[Check]:
     space = spaces.mobilenet_v3(1.2, NOTE10)
-    note10 = interop.read_latency_by_resolution(
-        {size: tables / f"note10/{size}_lookup_table.yaml" for size in NOTE10}, space
-    )
+    note10 = read_note10(tables, space)
     for name, arch, milliseconds in (
         ("tutorial's network", TUTORIAL, 24.73),
         ("smallest", space.smallest(), 9.89),
@@ -216,6 +215,13 @@ def predictors(tables: Path) -> Iterator[Check]:
         ("largest at 224 px", space.largest(), 83.5928),
     ):
         yield equal(f"published predictor, {name} (%)", value, float(predictor.predict([arch])[0]), 4)
+
+
+def read_note10(tables: Path, space: SearchSpace) -> LatencyTables:
+    """The published tables of the phone, one a resolution."""
+    return interop.read_latency_by_resolution(
+        {size: tables / f"note10/{size}_lookup_table.yaml" for size in NOTE10}, space
+    )
 
 
 def read_rows(path: Path) -> Iterator[tuple[Architecture, dict[str, str]]]:

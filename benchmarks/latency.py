@@ -29,18 +29,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from golden import read_rows
+from golden import read_note10, read_rows
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from onceforall import MACs, devices, interop, spaces
-from onceforall.cost.latency import LatencyTable, LatencyTables, fit_line
+from onceforall.cost.latency import LatencyTable, fit_line
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.model import CostModel
 from onceforall.cost.profile import adapt, measure_latency, profile, whole_network
 from onceforall.cost.validation import Errors, Validation
 from onceforall.devices.timing import Turns
+from onceforall.files import write_json
 from onceforall.layers import LayerSpec
 from onceforall.report.progress import Steps
 from onceforall.search.evolution import search
@@ -142,12 +143,6 @@ def others(folder: Path, seeds: int) -> dict[str, Any]:
     found["ultra96 sums"] = compare("ultra96 sums", sampled, ms, note10.at(224), (10, 100), seeds, table)
     console.print(table)
     return found
-
-
-def read_note10(folder: Path, space: SearchSpace) -> LatencyTables:
-    """The published tables of the phone, one a resolution."""
-    paths: dict[int, str | Path] = {size: folder / f"note10/{size}_lookup_table.yaml" for size in SIZES}
-    return interop.read_latency_by_resolution(paths, space)
 
 
 def read_ultra96(path: Path, space: SearchSpace) -> LatencyTable:
@@ -281,8 +276,7 @@ def main() -> None:
         )
     text = json.dumps(result)
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(options.out, result)
     print(text)
 
 

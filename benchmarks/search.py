@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from golden import NOTE10, read_rows
+from golden import NOTE10, read_note10, read_rows
 from numpy.typing import NDArray
 
 from onceforall import interop, spaces
@@ -42,7 +42,7 @@ from onceforall.cost.latency import LatencyTables
 from onceforall.cost.model import Constraint
 from onceforall.errors import InfeasibleConstraint
 from onceforall.interop import PublishedPredictor
-from onceforall.search.evolution import search
+from onceforall.search.evolution import GENERATIONS, search
 from onceforall.search.exact import optimum
 from onceforall.search.pareto import front
 from onceforall.search.pricing import pricer
@@ -261,17 +261,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", type=Path, default=TABLES, help="folder of the published predictor and tables")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--generations", type=int, default=14, help="of the searches for budgets")
+    parser.add_argument("--generations", type=int, default=GENERATIONS, help="of the searches for budgets")
     parser.add_argument("--only", choices=list(PARTS), nargs="+", default=list(PARTS), help="parts to run")
     options = parser.parse_args()
     if not options.tables.is_dir():
         sys.exit(f"no {options.tables}: give the folder of the published predictor and tables with --tables")
     space = spaces.mobilenet_v3(1.2, NOTE10)
-    files: dict[int, str | Path] = {px: options.tables / f"note10/{px}_lookup_table.yaml" for px in NOTE10}
     world = World(
         space,
         interop.load_predictor(options.tables / "acc_predictor.pth", space),
-        interop.read_latency_by_resolution(files, space),
+        read_note10(options.tables, space),
         options.tables,
         range(options.seeds),
         options.generations,

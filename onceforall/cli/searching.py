@@ -31,6 +31,7 @@ from onceforall.predict.files import Predictor
 from onceforall.predict.labels import training_pairs
 from onceforall.report import searches
 from onceforall.search.confirm import Measure, confirm
+from onceforall.search.evolution import GENERATIONS
 from onceforall.search.evolution import search as run_search
 from onceforall.search.pareto import front as run_front
 from onceforall.space import SearchSpace
@@ -73,7 +74,7 @@ def search(
     top: Annotated[int, typer.Option(help="Candidates that --measure tries at most.")] = 5,
     generations: Annotated[
         int, typer.Option(help="Of the search: four times as many take four times as long, and miss the best less.")
-    ] = 14,
+    ] = GENERATIONS,
     seed: Seed = 0,
 ) -> None:
     """Find the network of highest predicted accuracy within bounds, or a front -> result.json."""

@@ -262,9 +262,14 @@ class Specialization:
         }
 
 
+def differing(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """In what the descriptions of two devices differ, of what both say."""
+    return [key for key in made_on if key in here and made_on[key] != here[key]]
+
+
 def differences(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """How the device of a latency model differs from another, in what both say."""
-    return [f"{key}: {made_on[key]}, here {here[key]}" for key in made_on if key in here and made_on[key] != here[key]]
+    """How the device of a latency model differs from another."""
+    return [f"{key}: {made_on[key]}, here {here[key]}" for key in differing(made_on, here)]
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Network]]:

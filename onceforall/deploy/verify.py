@@ -18,7 +18,7 @@ from onceforall.cost.profile import WHOLE, image_shape
 from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import Data
 from onceforall.deploy.exporting import PARITY, Exporter, logits_of, read_files
-from onceforall.deploy.manifest import Export, Network, read_manifest
+from onceforall.deploy.manifest import Export, Network, differing, read_manifest
 from onceforall.devices import by_name
 from onceforall.devices.device import Device
 from onceforall.devices.memory import measure_memory
@@ -144,7 +144,7 @@ def _latency(
     own = device.describe()
     changed = {"precision": export.precision, "name": export.device, "runtime": export.runtime}
     # What a runtime says beyond name and version (its provider) is of no other runtime's description.
-    different = [key for key, value in {**described, **changed}.items() if key in own and own[key] != value]
+    different = differing({**described, **changed}, own)
     if different:
         here = ", ".join(f"{key} {own[key]}" for key in different)
         yield Claim(

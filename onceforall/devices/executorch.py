@@ -61,9 +61,9 @@ class ExecuTorchDevice(Device):
         kept: Collection[int] = (),
     ) -> Files:
         self.check_kept(kept)
-        check_places(kept, layers_of(self.needs_module(network)))
-        # Its passes expect weights in memory as they are in shape.
-        module: Any = copy.deepcopy(self.needs_module(network)).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        module: Any = copy.deepcopy(self.needs_module(network))
+        check_places(kept, layers_of(module))
+        module = module.to(memory_format=torch.contiguous_format)  # its passes expect weights as they are in shape
         sample = (torch.zeros(input_shape),)
         with pinned(self.threads), torch.no_grad(), quietly():
             partitioner = self.needs("executorch.backends.xnnpack.partition.xnnpack_partitioner").XnnpackPartitioner()

@@ -26,6 +26,7 @@ from onceforall.search.result import Cost, SearchResult
 from onceforall.search.scoring import RowPredictor, Scorer
 from onceforall.space import Rows, SearchSpace
 
+GENERATIONS = 14
 FINALISTS = 3  # resolutions that go on after the start
 
 
@@ -39,7 +40,7 @@ def search(
     population: int = 100,
     starts: int = 10,
     children: int = 6,
-    generations: int = 14,
+    generations: int = GENERATIONS,
     mutation: float = 0.06,
     keep: int = 10,
 ) -> SearchResult:
