@@ -1,14 +1,18 @@
 """Two operations whose gradients torch computes slowly on x86 processors, and the allocator's settings.
 
-Measured on two AVX2 cores, batch 128, channels_last (torch 2.13): the weight gradient of a 7x7
+Measured on one AVX2 core, batch 128, channels_last (torch 2.13): the weight gradient of a 7x7
 depthwise convolution on 480 x 4 x 4 maps took 58 ms, here 2 ms; the gradient of average pooling
-came back in another memory format and made everything behind it up to ten times slower.
-`benchmarks/training_speed.py` measures what both do to a step. Both agree with torch's own gradients (tests).
+came back in another memory format and made everything behind it up to ten times slower. On a core
+with AMX, where dense convolutions are 3 to 5 times as fast in bfloat16, torch has no fast depthwise
+gradients of that type: of 240 x 8 x 8 maps with stride 2 the input's took 185 ms (here 3) and the
+7x7 weight's 48 ms (here 2.5).
+`benchmarks/training_speed.py` measures what all this does to a step. All agree with torch's own gradients (tests).
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 from functools import lru_cache
 from typing import Any
@@ -18,8 +22,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+Size = tuple[int, int]
+
 # Above this many (input pixel, output pixel) pairs a channel, torch's own weight gradient is faster.
-_MAX_PIXEL_PAIRS = 4096
+_MAX_PIXEL_PAIRS = 16384
+# What has a fast weight gradient in every type in torch.
+_FAST_KERNEL = 3
 
 
 def keep_freed_memory() -> None:
@@ -37,13 +45,17 @@ def keep_freed_memory() -> None:
 
 def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Same-padded depthwise convolution, [n, c, h, w] by [c, 1, k, k]."""
-    kernel = weight.shape[-1]
-    if kernel > 3 and x.device.type == "cpu" and torch.is_grad_enabled() and weight.requires_grad:
-        out_size = (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
-        if x.shape[2] * x.shape[3] * out_size[0] * out_size[1] <= _MAX_PIXEL_PAIRS:
-            result: Tensor = _DepthwiseConv.apply(x, weight, stride)  # type: ignore[no-untyped-call]
-            return result
-    return F.conv2d(x, weight, None, stride, kernel // 2, 1, x.shape[1])
+    if x.device.type == "cpu" and torch.is_grad_enabled():
+        result: Tensor = _DepthwiseConv.apply(x, weight, stride)  # type: ignore[no-untyped-call]
+        return result
+    return _forward(x, weight, stride)
+
+
+def pointwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """1x1 convolution, [n, c, h, w] by [d, c, 1, 1] -> [n, d, h, w]; from channels_last it is one matrix product."""
+    if x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+        return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return F.conv2d(x, weight, bias)
 
 
 def global_pool(x: Tensor) -> Tensor:
@@ -54,47 +66,82 @@ def global_pool(x: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(x, 1)
 
 
+def _forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, x.shape[1])
+
+
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride = stride
-        return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, x.shape[1])
+        return _forward(x, weight, stride)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        dtypes = [tensor.dtype for tensor in ctx.saved_tensors]
-        # Under autocast the gradient has the lower precision.
-        x, weight = (tensor.to(grad.dtype) for tensor in ctx.saved_tensors)
-        kernel, channels = weight.shape[-1], weight.shape[0]
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            strides, padding, dilation = [ctx.stride] * 2, [kernel // 2] * 2, [1, 1]
-            mask = [True, False, False]
-            grad_x = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, strides, padding, dilation, False, [0, 0], channels, mask
-            )[0].to(dtypes[0])
-        # Correlate every input pixel with every output pixel over the batch: one small matrix
-        # product a channel. Then add up the pairs that share a kernel tap.
-        pairs = torch.bmm(_by_channel(x).transpose(1, 2), _by_channel(grad))
-        taps = _taps(tuple(x.shape[2:]), tuple(grad.shape[2:]), kernel, ctx.stride).to(x.dtype)
-        return grad_x, (pairs.flatten(1) @ taps).view_as(weight).to(dtypes[1]), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        wants_x, wants_weight, _ = ctx.needs_input_grad
+        return (
+            _grad_input(grad, x, weight, ctx.stride).to(x.dtype) if wants_x else None,
+            _grad_weight(grad, x, weight, ctx.stride).to(weight.dtype) if wants_weight else None,
+            None,
+        )
+
+
+def _grad_input(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    if stride == 1:  # a convolution with the mirrored kernel, for which torch has faster code
+        return _forward(grad, weight.flip(2, 3).to(grad.dtype), 1)
+    return _torch_gradients(grad, x, weight, stride, _accurate(grad.dtype), input=True)
+
+
+def _grad_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    kernel = weight.shape[-1]
+    if kernel <= _FAST_KERNEL:
+        return _torch_gradients(grad, x, weight, stride, grad.dtype, input=False)
+    in_size, out_size = (x.shape[2], x.shape[3]), (grad.shape[2], grad.shape[3])
+    if math.prod(in_size + out_size) > _MAX_PIXEL_PAIRS:
+        return _torch_gradients(grad, x, weight, stride, _accurate(grad.dtype), input=False)
+    # Correlate every input pixel with every output pixel over the batch: one small matrix
+    # product a channel. Then add up the pairs that share a kernel tap.
+    pairs = torch.bmm(_by_channel(x.to(grad.dtype)).transpose(1, 2), _by_channel(grad))
+    return (pairs.flatten(1) @ _taps(in_size, out_size, kernel, stride, grad.dtype)).view_as(weight)
+
+
+def _accurate(dtype: torch.dtype) -> torch.dtype:
+    """The type to compute in where torch is slow in lower precision."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _torch_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, *, input: bool
+) -> Tensor:
+    """Torch's gradient of the input, or of the weight."""
+    kernel, channels = weight.shape[-1], weight.shape[0]
+    # Of the tensor whose gradient it is, only the shape is read.
+    x = torch.empty_like(x, dtype=dtype) if input else x.to(dtype)
+    strides, padding, dilation = [stride] * 2, [kernel // 2] * 2, [1, 1]
+    mask = [input, not input, False]
+    gradients: list[Tensor] = torch.ops.aten.convolution_backward(
+        grad.to(dtype), x, weight.to(dtype), None, strides, padding, dilation, False, [0, 0], channels, mask
+    )
+    return gradients[0 if input else 1]
 
 
 def _by_channel(x: Tensor) -> Tensor:
-    """[n, c, h, w] -> [c, n, h * w], a view of the contiguous form."""
-    return x.contiguous().flatten(2).transpose(0, 1)
+    """[n, c, h, w] -> [c, n, h * w], contiguous; from channels_last it is the transpose of a matrix, which is fast."""
+    n, channels, height, width = x.shape
+    return x.permute(0, 2, 3, 1).reshape(-1, channels).t().contiguous().view(channels, n, height * width)
 
 
 @lru_cache(maxsize=256)
-def _taps(in_size: tuple[int, int], out_size: tuple[int, int], kernel: int, stride: int) -> Tensor:
+def _taps(in_size: Size, out_size: Size, kernel: int, stride: int, dtype: torch.dtype) -> Tensor:
     """0/1 matrix [input pixels * output pixels, kernel * kernel]: which tap joins which pair."""
 
     def offsets(dim: int) -> Tensor:
         inputs, outputs = torch.arange(in_size[dim]), torch.arange(out_size[dim])
         offset = inputs[:, None] - outputs[None, :] * stride + kernel // 2
-        return F.one_hot(offset.clamp(-1, kernel) + 1, kernel + 2)[..., 1:-1].float()  # [in, out, k]
+        return F.one_hot(offset.clamp(-1, kernel) + 1, kernel + 2)[..., 1:-1].to(dtype)  # [in, out, k]
 
     taps = torch.einsum("iak,jbl->ijabkl", offsets(0), offsets(1))
     return taps.reshape(in_size[0] * in_size[1] * out_size[0] * out_size[1], kernel * kernel)

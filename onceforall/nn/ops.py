@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onceforall.layers import Activation
-from onceforall.nn.fast_cpu import depthwise_conv, global_pool
+from onceforall.nn.fast_cpu import depthwise_conv, global_pool, pointwise_conv
 
 Tensors = dict[str, Tensor]
 
@@ -66,7 +66,13 @@ def conv_norm_act(
 ) -> Tensor:
     """Convolution, batch norm (where `tensors` has one) and activation of the part called `name` ("" or "expand.")."""
     weight = tensors[f"{name}conv.weight"]
-    x = depthwise_conv(x, weight, stride) if depthwise else F.conv2d(x, weight, None, stride, weight.shape[-1] // 2)
+    kernel = weight.shape[-1]
+    if depthwise:
+        x = depthwise_conv(x, weight, stride)
+    elif kernel == stride == 1:
+        x = pointwise_conv(x, weight)
+    else:
+        x = F.conv2d(x, weight, None, stride, kernel // 2)
     if f"{name}bn.weight" in tensors:
         x = F.batch_norm(
             x,
@@ -97,8 +103,8 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
 def squeeze_excite(x: Tensor, tensors: Tensors) -> Tensor:
     """Channel attention with a hard sigmoid; its tensors are called `se.*`."""
     scale = global_pool(x)
-    scale = F.relu(F.conv2d(scale, tensors["se.reduce.weight"], tensors["se.reduce.bias"]))
-    scale = F.conv2d(scale, tensors["se.expand.weight"], tensors["se.expand.bias"])
+    scale = F.relu(pointwise_conv(scale, tensors["se.reduce.weight"], tensors["se.reduce.bias"]))
+    scale = pointwise_conv(scale, tensors["se.expand.weight"], tensors["se.expand.bias"])
     return x * F.hardsigmoid(scale)
 
 

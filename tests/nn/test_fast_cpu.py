@@ -1,10 +1,13 @@
+from unittest import mock
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from onceforall.nn.fast_cpu import depthwise_conv, global_pool, keep_freed_memory
+from onceforall.nn import fast_cpu
+from onceforall.nn.fast_cpu import depthwise_conv, global_pool, keep_freed_memory, pointwise_conv
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -20,11 +23,6 @@ def inputs(size: tuple[int, int], kernel: int, memory_format: torch.memory_forma
     return x.requires_grad_(), torch.randn(6, 1, kernel, kernel, dtype=torch.double, requires_grad=True)
 
 
-def fast(output: Tensor) -> bool:
-    """Whether the faster gradient, and not torch's, belongs to an output."""
-    return "DepthwiseConv" in type(output.grad_fn).__name__
-
-
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 @pytest.mark.parametrize("stride", [1, 2])
@@ -34,7 +32,6 @@ def test_depthwise_gradients_equal_those_of_torch(
 ) -> None:
     x, weight = inputs(size, kernel, memory_format)
     output, expected = depthwise_conv(x, weight, stride), reference_conv(x, weight, stride)
-    assert fast(output) == (kernel > 3)
     assert_close(output, expected)
     grad = torch.randn_like(output)
     for mine, theirs in zip(
@@ -43,14 +40,17 @@ def test_depthwise_gradients_equal_those_of_torch(
         assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize(("size", "stride", "below"), [(8, 1, True), (9, 1, False), (11, 2, True), (12, 2, False)])
-def test_above_the_limit_torch_computes_the_same_gradients(size: int, stride: int, below: bool) -> None:
+@pytest.mark.parametrize(("size", "stride", "below"), [(11, 1, True), (12, 1, False), (16, 2, True), (17, 2, False)])
+def test_on_both_sides_of_the_limit_gradients_are_the_same(
+    size: int, stride: int, below: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x, weight = inputs((size, size), 5, torch.channels_last)
     output, expected = depthwise_conv(x, weight, stride), reference_conv(x, weight, stride)
-    assert fast(output) == (below and size * size * output.shape[-1] ** 2 <= 4096)
-    assert_close(output, expected)
+    by_channel = mock.Mock(wraps=fast_cpu._by_channel)
+    monkeypatch.setattr(fast_cpu, "_by_channel", by_channel)
     (mine,), (theirs,) = (torch.autograd.grad(y.square().sum(), weight) for y in (output, expected))
     assert_close(mine, theirs)
+    assert by_channel.called == below
 
 
 def test_depthwise_gradient_of_frozen_images_and_of_a_frozen_kernel() -> None:
@@ -64,14 +64,40 @@ def test_depthwise_gradient_of_frozen_images_and_of_a_frozen_kernel() -> None:
         assert_close(mine, theirs)
 
 
-def test_depthwise_gradients_exist_under_bfloat16_autocast() -> None:
-    x, weight = torch.randn(3, 6, 4, 4, requires_grad=True), torch.randn(6, 1, 5, 5, requires_grad=True)
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [4, 18])
+def test_depthwise_gradients_under_bfloat16_autocast(size: int, stride: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, 6, size, size, requires_grad=True), torch.randn(6, 1, kernel, kernel, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        output = depthwise_conv(x, weight, 1)
+        output = depthwise_conv(x, weight, stride)
+    assert output.dtype == torch.bfloat16
     output.float().square().sum().backward()
-    expected = torch.autograd.grad(reference_conv(x, weight, 1).square().sum(), (x, weight))
+    expected = torch.autograd.grad(reference_conv(x, weight, stride).square().sum(), (x, weight))
     for mine, theirs in zip((x.grad, weight.grad), expected, strict=True):
+        assert mine is not None
+        assert mine.dtype == torch.float32
         assert_close(mine, theirs, rtol=0, atol=0.03 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (4, 5)], ids=str)
+def test_pointwise_convolution_equals_that_of_torch(
+    size: tuple[int, int], biased: bool, memory_format: torch.memory_format
+) -> None:
+    x, _ = inputs(size, 1, memory_format)
+    weight = torch.randn(4, 6, 1, 1, dtype=torch.double, requires_grad=True)
+    bias = torch.randn(4, dtype=torch.double) if biased else None
+    output, expected = pointwise_conv(x, weight, bias), F.conv2d(x, weight, bias)
+    assert_close(output, expected)
+    assert output.is_contiguous(memory_format=memory_format)
+    grad = torch.randn_like(output)
+    for mine, theirs in zip(
+        torch.autograd.grad(output, (x, weight), grad), torch.autograd.grad(expected, (x, weight), grad), strict=True
+    ):
+        assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
