@@ -42,6 +42,7 @@ from onceforall.training.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results" / "shrinking"
 OPTIONS = {"batch_size": 128, "weight_decay": 2e-4}
+NO_TRANSFORMS = "shrinking, no kernel transforms"
 
 
 def small_space() -> SearchSpace:
@@ -94,6 +95,7 @@ class Scale:
 
         return {
             "shrinking, no teacher": changed(lambda phase: replace(phase, teacher="none")),
+            NO_TRANSFORMS: shrinking,
             "shrinking, no sorting": changed(lambda phase: replace(phase, sort_channels=False)),
             "shrinking, rates x4": changed(lambda phase: replace(phase, learning_rate=4 * phase.learning_rate)),
             "shrinking, all rates at least 0.06": changed(
@@ -147,7 +149,10 @@ def execute(scale_name: str, name: str, seed: int, results: Path, runs: Path, de
         extra = {}
     else:
         recipe = {**scale.recipes(), **scale.variants()}[name]
-        net = train(Supernet(space, seed), data, recipe, folder, **options)
+        net = Supernet(space, seed)
+        if name == NO_TRANSFORMS:
+            freeze_transforms(net)
+        net = train(net, data, recipe, folder, **options)
         measured = {corner: measure_top1(net, arch, data, "test") for corner, arch in corners(space).items()}
         extra = {"random_top1": [measure_top1(net, arch, data, "test") for arch in probes(space)]}
     log = read_jsonl(folder / "log.jsonl")
@@ -169,6 +174,13 @@ def execute(scale_name: str, name: str, seed: int, results: Path, runs: Path, de
         },
     )
     return f"{name}, seed {seed}"
+
+
+def freeze_transforms(net: Supernet) -> None:
+    """Smaller kernels stay the centres of larger ones: their matrices begin as the identity."""
+    for name, parameter in net.named_parameters():
+        if ".transforms." in name:
+            parameter.requires_grad_(False)
 
 
 def training_seconds(log: list[dict[str, Any]], recipe: Recipe, images: int) -> float:
