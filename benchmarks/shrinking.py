@@ -198,18 +198,19 @@ def slug(name: str) -> str:
 
 
 def confidence(values: list[float]) -> str:
-    """Mean and half-width of the 95 % confidence interval over seeds (Student's t)."""
-    mean = float(np.mean(values))
+    """Mean and half-width of the 95 % confidence interval over seeds (Student's t); nothing without values."""
+    if not values:
+        return ""
+    average = f"{np.mean(values):.2f}"
     if len(values) < 2:
-        return f"{mean:.2f}"
+        return average
     half = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return f"{mean:.2f} ± {half:.2f}"
+    return f"{average} ± {half:.2f}"
 
 
 def report(scale_name: str, results: Path) -> dict[str, Any]:
     """Print what has been measured so far; gaps are paired by seed."""
-    space = SCALES[scale_name]().space
-    names = list(corners(space))
+    names = list(corners(SCALES[scale_name]().space))
     found = [read_json(path) for path in sorted((results / scale_name).glob("*.json"))]
     alone: dict[int, dict[str, float]] = {}
     nets: dict[str, dict[int, dict[str, Any]]] = {}
@@ -220,46 +221,56 @@ def report(scale_name: str, results: Path) -> dict[str, Any]:
             nets.setdefault(item["name"], {})[item["seed"]] = item
     tops = {name: {seed: item["test_top1"] for seed, item in by_seed.items()} for name, by_seed in nets.items()}
     tops = {"alone": {seed: values for seed, values in alone.items() if len(values) == len(names)}, **tops}
-
-    def gaps(one: str, other: str, pick: Callable[[dict[str, float]], float]) -> list[float]:
-        shared = sorted(tops[one].keys() & tops.get(other, {}).keys())
-        return [pick({c: tops[one][seed][c] - tops[other][seed][c] for c in names}) for seed in shared]
-
-    def mean(values: dict[str, float]) -> float:
-        return float(np.mean(list(values.values())))
-
-    def small(values: dict[str, float]) -> float:
-        return float(np.mean([values[c] for c in names[:4]]))  # the smallest depth
-
-    gap_columns = ("mean gap to alone", "worst", "largest", "small over random")
-    columns = ("seeds", *names, "mean", "16 random", *gap_columns, "sub-network-epochs", "core minutes")
-    table = Table("test top-1 (%)", *columns, title=f"scale {scale_name}")
     summary: dict[str, Any] = {}
     for name, by_seed in tops.items():
         if not by_seed:
             continue
-        row = {c: confidence([values[c] for values in by_seed.values()]) for c in names}
-        row["mean"] = confidence([mean(values) for values in by_seed.values()])
-        row["seeds"] = str(len(by_seed))
+        over_alone, over_random = (differences(by_seed, tops.get(other, {})) for other in ("alone", "random order"))
         items = list(nets.get(name, {}).values())
+        summary[name] = {
+            "seeds": str(len(by_seed)),
+            "top-1": {
+                **{corner: confidence([top1[corner] for top1 in by_seed.values()]) for corner in names},
+                "mean": confidence([mean(top1) for top1 in by_seed.values()]),
+                "16 random": confidence([float(np.mean(item["random_top1"])) for item in items]),
+            },
+            "gap to alone": {
+                **{corner: confidence([gap[corner] for gap in over_alone]) for corner in names},
+                "mean": confidence([mean(gap) for gap in over_alone]),
+                "worst": confidence([min(gap.values()) for gap in over_alone]),
+            },
+            "gain over random order": {
+                "mean": confidence([mean(gap) for gap in over_random]),
+                "small": confidence([float(np.mean([gap[c] for c in names[:4]])) for gap in over_random]),
+                "largest": confidence([gap[names[-1]] for gap in over_random]),
+            },
+        }
         if items:
-            row["16 random"] = confidence([float(np.mean(item["random_top1"])) for item in items])
-            row["sub-network-epochs"] = str(items[0]["subnet_epochs"])
+            summary[name]["sub-network-epochs"] = str(items[0]["subnet_epochs"])
             # The least disturbed seed: others shared the machine with something else.
-            row["core minutes"] = f"{min(i['training_seconds'] * i['threads'] for i in items) / 60:.0f}"
-        for title, other, pick in (
-            ("mean gap to alone", "alone", mean),
-            ("worst", "alone", lambda v: min(v.values())),
-            ("largest", "alone", lambda v: v[names[-1]]),
-            ("small over random", "random order", small),
-        ):
-            values = gaps(name, other, pick) if name != other else []
-            if values:
-                row[title] = confidence(values)
-        table.add_row(name, *(row.get(column, "") for column in columns))
-        summary[name] = row
-    Console(width=260).print(table)
+            summary[name]["core minutes"] = f"{min(i['training_seconds'] * i['threads'] for i in items) / 60:.0f}"
+    titles = ("top-1", "gap to alone", "gain over random order")
+    for title in titles:
+        rows = {name: row for name, row in summary.items() if any(row[title].values())}
+        extra = ("sub-network-epochs", "core minutes") if title == titles[0] else ()
+        columns = dict.fromkeys(column for row in rows.values() for column in row[title])
+        table = Table("recipe", "seeds", *columns, *extra, title=f"{title} on test (%), scale {scale_name}")
+        for name, row in rows.items():
+            cells = [row["seeds"], *(row[title][column] for column in columns), *(row.get(key, "") for key in extra)]
+            table.add_row(name, *cells)
+        Console(width=230).print(table)
     return summary
+
+
+def differences(ours: dict[int, dict[str, float]], theirs: dict[int, dict[str, float]]) -> list[dict[str, float]]:
+    """Ours minus theirs, corner by corner, for each seed that both have; nothing for the same ones."""
+    if ours is theirs:
+        return []
+    return [{c: ours[seed][c] - theirs[seed][c] for c in ours[seed]} for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def mean(values: dict[str, float]) -> float:
+    return float(np.mean(list(values.values())))
 
 
 def main() -> None:
