@@ -78,7 +78,8 @@ def exported(
     networks: Sequence[Network], targets: Sequence[Device], entry: zoo.Entry, data: Any, folder: Path, report: Any
 ) -> list[dict[str, Any]]:
     """One row a runtime and precision: errors, drops and latency ratios over the networks."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    reference = np.array([network.export.test_top1 for network in networks])
     for name in dict.fromkeys(device.name for device in targets):
         own = [device for device in targets if device.name == name]
         fp32 = next(device for device in own if device.precision == "fp32")
@@ -87,49 +88,44 @@ def exported(
             quantised = None if device.precision == "fp32" else device.precision
             job = job_on(fp32, quantised, entry, data, folder / f"{name}-{device.precision}", report)
             chosen = job.choose_kept(device)
-            top1, plain_top1, parity, agreement, size = [], [], [], [], []
+            judged, without, size = [], [], []
             for index, network in enumerate(networks):
                 report(f"{name} {device.precision}", index, len(networks))
                 arch = network.architecture
                 export = job.exporter.export(f"n{index}", arch, chosen)
                 files = read_files(job.out, export.files)
-                judged = job.exporter.judge(arch, device, files, "test")
-                top1.append(judged.top1)
-                parity.append(judged.parity)
-                agreement.append(judged.agreement)
+                judged.append(job.exporter.judge(arch, device, files, "test"))
                 size.append(export.bytes)
                 if chosen.kept:
-                    without = job.exporter.convert(arch, device)
-                    plain_top1.append(job.exporter.judge(arch, device, without, "test").top1)
+                    plain = job.exporter.convert(arch, device)
+                    without.append(job.exporter.judge(arch, device, plain, "test").top1)
                 loads.append(device.loader(files, image_shape(arch)))
             report(f"{name} {device.precision}", len(networks), len(networks))
+            top1 = [each.top1 for each in judged]
             found.append(
-                (device, list(chosen.kept), job.sensitivity.get(name, []), top1, plain_top1, parity, agreement, size)
-            )
-        ms = np.median(time_turns(loads, WHOLE), axis=1).reshape(len(own), len(networks))
-        reference = np.array([network.export.test_top1 for network in networks])
-        base = ms[[device.precision for device in own].index("fp32")]
-        for (device, kept, sensitive, top1, plain, parity, agreement, size), times in zip(found, ms, strict=True):
-            rows.append(
                 {
                     "device": name,
                     "precision": device.precision,
                     "runtime": device.describe()["runtime"],
-                    "kept": kept,
-                    "sensitivity": sensitive,
-                    "parity": max(parity),
-                    "agreement": round(float(np.mean(agreement)), 2),
+                    "kept": list(chosen.kept),
+                    "sensitivity": job.sensitivity.get(name, []),
+                    "parity": max(each.parity for each in judged),
+                    "agreement": round(float(np.mean([each.agreement for each in judged])), 2),
                     "drop": round(float(np.mean(reference - top1)), 3),
                     "worst_drop": round(float(np.max(reference - top1)), 2),
-                    "drop_all_layers": round(float(np.mean(reference - plain)), 3) if plain else None,
+                    "drop_all_layers": round(float(np.mean(reference - without)), 3) if without else None,
                     "tau": round(float(kendalltau(reference, top1).statistic), 3),
-                    "latency_ratio": round(float(np.median(times / base)), 3),
-                    "latency_ms": [round(float(t), 4) for t in times],
                     "top1": top1,
                     "kib": round(float(np.mean(size)) / 1024),
                 }
             )
-            console.print(rows[-1])
+        ms = np.median(time_turns(loads, WHOLE), axis=1).reshape(len(own), len(networks))
+        base = ms[[device.precision for device in own].index("fp32")]
+        for row, times in zip(found, ms, strict=True):
+            row["latency_ratio"] = round(float(np.median(times / base)), 3)
+            row["latency_ms"] = [round(float(t), 4) for t in times]
+            console.print(row)
+        rows += found
     return rows
 
 

@@ -103,7 +103,7 @@ class RemoteDevice(Device):
         results = folder / "results.json"
         if not results.exists():
             self._write(folder, plan, networks, report)
-            package = self.runtime.partition("-")[0]
+            package = self._local.packages[0]  # the others convert, which is done here
             raise MeasurementPending(
                 f"nothing is measured yet: carry {folder} to the device, run `python measure.py` in it "
                 f"(Python 3.8 or newer, numpy, {package}), bring results.json back to {results}, "
