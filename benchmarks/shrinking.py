@@ -9,6 +9,7 @@ So the experiment can be spread over days: the same command goes on, and --repor
 
     python benchmarks/shrinking.py --seeds 3 --workers 2      # three and a half hours of two x86 cores
     python benchmarks/shrinking.py --seeds 1 --variants all   # ablations
+    python benchmarks/shrinking.py --scale long --seeds 1 --only "random order" "progressive shrinking" --workers 2
     python benchmarks/shrinking.py --report                   # the table, and one line of JSON last
     python benchmarks/shrinking.py --scale gpu --seeds 3 --workers 6 --device cuda
 """
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from onceforall.files import read_json, read_jsonl, write_json
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import FirstBlock, InvertedResidualSpace, Stage
 from onceforall.training.recipe import Recipe
+from onceforall.training.trainer import Precision
 
 RESULTS = Path(__file__).parent / "results" / "shrinking"
 OPTIONS = {"batch_size": 128, "weight_decay": 2e-4}
@@ -119,6 +121,8 @@ SCALES: dict[str, Callable[[], Scale]] = {
     "gpu": lambda: Scale(
         spaces.mobilenet_v3_small_images((32,)), (60, 30, 5, 30, 5, 30), sandwich=75, random=150, delayed=120
     ),
+    # Four times as long: does the answer change nearer to convergence?
+    "long": lambda: Scale(small_space(), (32, 16, 4, 12, 4, 16), sandwich=40, random=80, delayed=64),
     "smoke": lambda: Scale(small_space(), (1, 1, 1, 1, 1, 1), sandwich=1, random=1, delayed=2),  # does it run?
 }
 
@@ -136,12 +140,15 @@ def probes(space: SearchSpace) -> list[Architecture]:
     return [space.sample(rng) for _ in range(16)]
 
 
-def execute(scale_name: str, name: str, seed: int, results: Path, runs: Path, device: str, threads: int) -> str:
+def execute(
+    scale_name: str, name: str, seed: int, results: Path, runs: Path, device: str, precision: Precision, threads: int
+) -> str:
     """Train one supernet or one corner, measure it on the test images, and write its JSON."""
     torch.set_num_threads(threads)
     scale, data = SCALES[scale_name](), cifar10()
     space, folder = scale.space, runs / scale_name / f"{slug(name)}-{seed}"
-    options: dict[str, Any] = {"seed": seed, "device": device, "evaluate_every": 10**6, "checkpoint_every": 1000}
+    options: dict[str, Any] = {"seed": seed, "device": device, "precision": precision}
+    options |= {"evaluate_every": 10**6, "checkpoint_every": 1000}
     if name in corners(space):
         recipe, arch = scale.alone(), corners(space)[name]
         net: Network | Supernet = train(Network(space, arch, seed), data, recipe, folder, **options)
@@ -169,6 +176,7 @@ def execute(scale_name: str, name: str, seed: int, results: Path, runs: Path, de
             "rollbacks": sum(record.get("event") == "rollback" for record in log),
             "threads": threads,
             "device": torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or "cpu",
+            "precision": precision,
             "torch": torch.__version__,
             "recipe": recipe.to_json(),
         },
@@ -278,16 +286,21 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="cpu")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="*", default=[], help="ablations to run, by name, or all")
+    parser.add_argument("--only", nargs="+", help="recipes and corners to run, by name, instead of all")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--runs", type=Path, default=Path("runs/shrinking"), help="where unfinished runs are kept")
     parser.add_argument("--report", action="store_true", help="run nothing")
     options = parser.parse_args()
     scale = SCALES[options.scale]()
-    names = [*scale.recipes(), *corners(scale.space)]
+    names = options.only or [*scale.recipes(), *corners(scale.space)]
     wanted = list(scale.variants()) if options.variants == ["all"] else options.variants
+    unknown = {*names, *wanted} - {*scale.recipes(), *corners(scale.space), *scale.variants()}
+    if unknown:
+        parser.error(f"no recipe, corner or ablation is called {', '.join(sorted(unknown))}")
     plan = [(name, seed) for seed in range(options.seeds) for name in [*names, *wanted]]
     if not options.report:
         cifar10()  # fetched once
@@ -298,7 +311,7 @@ def main() -> None:
             if not (options.results / options.scale / f"{slug(name)}-{seed}.json").exists()
         ]
         with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
-            places = (options.results, options.runs, options.device, options.threads)
+            places = (options.results, options.runs, options.device, options.precision, options.threads)
             jobs = [pool.submit(execute, options.scale, name, seed, *places) for name, seed in todo]
             for done, job in enumerate(as_completed(jobs), 1):
                 print(f"{time.perf_counter() - began:7.0f} s  {done}/{len(todo)}  {job.result()}", flush=True)
