@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onceforall.architecture import Architecture, Gene
 from onceforall.choices import Choices
-from onceforall.errors import InvalidArchitecture
+from onceforall.errors import InvalidArchitecture, InvalidConfiguration
 from onceforall.layers import LayerSpec
 
 Rows = NDArray[np.int16]
@@ -70,6 +70,18 @@ class SearchSpace(Choices, ABC):
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `onceforall.spaces.from_json` makes an equal space."""
+
+    def with_classes(self, num_classes: int) -> Self:
+        """The same space for another number of classes.
+
+        Raises InvalidConfiguration for fewer than two, and where the space has no field `num_classes`.
+        """
+        if num_classes < 2 or not hasattr(self, "num_classes"):
+            raise InvalidConfiguration(
+                f"num_classes {num_classes}: expected at least 2, and a space with a field of that name"
+            )
+        changes: dict[str, Any] = {"num_classes": num_classes}
+        return replace(self, **changes)
 
     # Lowering
 

@@ -6,22 +6,24 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
+from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from onceforall import cli, interop, spaces
-from onceforall.checkpoint import load_network
+from onceforall.checkpoint import load_network, load_supernet, save_supernet
 from onceforall.cost.profile import adapt, profile
 from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import ImageData
 from onceforall.deploy import bundle_measure
 from onceforall.deploy.bundle import RUNTIMES, Bundle
 from onceforall.errors import InvalidConfiguration
-from onceforall.nn.supernet import Supernet
+from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict import labels as labels_module
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.space import SearchSpace
@@ -196,3 +198,47 @@ def test_the_command_is_installed() -> None:
         pytest.skip("the package is not installed beside this interpreter: `make test` installs it")
     result = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
     assert all(name in result.stdout for name in COMMANDS)
+
+
+def test_training_begins_with_the_weights_of_a_supernet(
+    road: CliRunner, tmp_path: Path, tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other data, with three classes in place of ten: all weights but the classifier's are where training starts."""
+    model = tmp_path / "model" / "supernet.safetensors"
+    start = Supernet(tiny_space, seed=5)
+    save_supernet(model, start)
+    labels = {name: getattr(tiny_data, name) % 3 for name in ("train_labels", "test_labels")}
+    monkeypatch.setattr(
+        cli.building, "open_data", lambda *given: replace(tiny_data, num_classes=3, _prepared={}, **labels)
+    )
+    slow = ("--epochs", 1, "--batch-size", 128, "--learning-rate-scale", 1e-9)
+    given = ("--model", model.parent, *slow)
+    with pytest.raises(InvalidConfiguration, match=r"--space tiny: --model .* has its own"):
+        run(road, "train", "--space", "tiny", *given, "--out", tmp_path / "run")
+    run(road, "train", *given, "--out", tmp_path / "run")
+    found = load_supernet(tmp_path / "run" / "supernet.safetensors")
+    assert found.space == tiny_space.with_classes(3)
+    (tmp_path / "arch.json").write_text(json.dumps(tiny_space.largest().to_json()))
+    run(
+        road,
+        "train",
+        *given,
+        "--recipe",
+        "standalone",
+        "--architecture",
+        tmp_path / "arch.json",
+        "--out",
+        tmp_path / "a",
+    )
+    run(road, "finetune", "--result", tmp_path / "arch.json", *given, "--out", tmp_path / "tuned")
+    largest = Network.of(start, tiny_space.largest())
+    for net, origin in (
+        (found, start),
+        (load_network(tmp_path / "a" / "network.safetensors"), largest),
+        (load_network(tmp_path / "tuned" / "network.safetensors"), largest),
+    ):
+        trained = net.state_dict()
+        same = {name: tensor for name, tensor in origin.named_parameters() if tensor.shape == trained[name].shape}
+        assert len(same) == len(dict(origin.named_parameters())) - 2
+        for name, tensor in same.items():
+            assert_close(trained[name], tensor, rtol=0, atol=1e-4)

@@ -50,7 +50,16 @@ IMAGENET_SIZE = 128  # px: from here on, schedules are those for ImageNet
 def train(
     out: Annotated[Path, typer.Option(help=RUN_FOLDER)],
     data: Data = "cifar10",
-    space: Annotated[str, typer.Option(help=f"Search space: {', '.join(spaces.BY_NAME)}.")] = SMALL_SPACE,
+    space: Annotated[
+        str | None, typer.Option(help=f"Search space: {', '.join(spaces.BY_NAME)}.", show_default=SMALL_SPACE)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin with the weights of this supernet instead, a known one or a run folder; "
+            "for another number of classes with a new classifier."
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -110,8 +119,12 @@ def train(
     next. Losses, learning rates and top-1 on the label images go to OUT/log.jsonl. Several processes:
     torchrun --nproc-per-node 2 --max-restarts 3 --no-python ofa train --out ...
     """
-    check_choice("--space", space, spaces.BY_NAME)
-    small = spaces.BY_NAME[space](num_classes=2).resolutions[-1] < IMAGENET_SIZE
+    if model is not None and space is not None:
+        raise InvalidConfiguration(f"--space {space}: --model {model} has its own; give one of both")
+    start = load_model(model, labels=False).supernet if model is not None else None
+    check_choice("--space", space or SMALL_SPACE, spaces.BY_NAME)
+    make = spaces.BY_NAME[space or SMALL_SPACE]
+    small = (start.space if start else make(num_classes=2)).resolutions[-1] < IMAGENET_SIZE
     recipe = recipe or ("random_order" if small else "progressive_shrinking")
     if small and recipe == "random_order":
         subnets = subnets or 1  # benchmarks/shrinking.py
@@ -127,12 +140,15 @@ def train(
     }
     made = recipes.by_name(recipe, **{name: value for name, value in values.items() if value is not None})
     images = open_data(data, notify, workers)
-    chosen = spaces.BY_NAME[space](num_classes=images.num_classes)
+    if start:
+        _fit_classes(start, images)
     if architecture is None:
-        _run_training(Supernet(chosen, seed), images, made, out, seed, device, precision, tensorboard)
+        supernet = start or Supernet(make(num_classes=images.num_classes), seed)
+        _run_training(supernet, images, made, out, seed, device, precision, tensorboard)
         console.print(f"[bold]{out / 'supernet.safetensors'}[/]; next: ofa label --model {out}")
     else:
-        network = Network(chosen, read_architecture(architecture), seed)
+        arch = read_architecture(architecture)
+        network = Network.of(start, arch) if start else Network(make(num_classes=images.num_classes), arch, seed)
         _run_training(network, images, made, out, seed, device, precision, tensorboard)
         console.print(f"[bold]{out / 'network.safetensors'}[/]; ofa.load_network reads it")
 
@@ -155,11 +171,14 @@ def finetune(
 ) -> None:
     """Extract one sub-network and go on training it -> OUT/network.safetensors.
 
-    Prints its top-1 on the label images before and after, each with batch norm recalibrated.
+    Data of another number of classes give it a new classifier. Prints its top-1 on the label images
+    before and after, each with batch norm recalibrated.
     """
     architecture = read_architecture(result)
-    network = Network.of(load_model(model, labels=False).supernet, architecture)
+    supernet = load_model(model, labels=False).supernet
     images = open_data(data, notify, workers)
+    _fit_classes(supernet, images)
+    network = Network.of(supernet, architecture)
     before = measure_top1(network, network.architecture, images, "label")
     made = recipes.finetune(epochs, batch_size, learning_rate_scale, weight_decay=weight_decay)
     _run_training(network, images, made, out, seed, device, precision, tensorboard)
@@ -222,6 +241,14 @@ def import_(
         console.print(f"[bold]{out / 'supernet.safetensors'}[/]: {found.space.size:.3g} sub-networks")
     else:
         console.print(f"[bold]{out / 'predictor.safetensors'}[/]: accuracy predictor of {found.domain.name}")
+
+
+def _fit_classes(supernet: Supernet, data: DataSet) -> None:
+    """Give the supernet a new classifier where the data have another number of classes."""
+    own = getattr(supernet.space, "num_classes", None)
+    if own != data.num_classes:
+        notify(f"{data.name} has {data.num_classes} classes, the supernet {own}: a new classifier")
+        supernet.reset_classifier(data.num_classes)
 
 
 def _run_training(

@@ -101,6 +101,17 @@ class Supernet(Trainable):
                 forms = trained.block_forms(trained.resolutions[-1], u, b) if trained else ()
                 block.sort_channels([form.layer for form in forms])
 
+    def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
+        """A new classifier with initial weights, to train these weights on other classes.
+
+        `space` is then `space.with_classes(num_classes)`, which may raise InvalidConfiguration.
+        """
+        self.space = self.space.with_classes(num_classes)
+        like = next(self.parameters())
+        last = elastic(self.space.lower(self.space.largest())[-1])
+        initialise(last, torch.Generator().manual_seed(seed))
+        self.head[-1] = last.to(like.device, like.dtype)
+
     def _route(self, arch: Architecture) -> Iterator[tuple[ElasticBlock, LayerSpec]]:
         specs = self.space.lower(arch)
         units = (block for unit, depth in zip(self._units, arch.depths, strict=True) for block in unit[:depth])

@@ -34,7 +34,9 @@ def networks(seed: int = 0) -> list[tuple[nn.Module | bytes, tuple[int, ...]]]:
 
 def planned(tmp_path: Path) -> Path:
     """The folder of a fresh plan."""
-    with pytest.raises(MeasurementPending, match=r"carry .* run `python measure.py` .*numpy, onnxruntime\).* results.json"):
+    with pytest.raises(
+        MeasurementPending, match=r"carry .* run `python measure.py` .*numpy, onnxruntime\).* results.json"
+    ):
         RemoteDevice(tmp_path).time(networks(), TURNS)
     (folder,) = tmp_path.iterdir()
     return folder

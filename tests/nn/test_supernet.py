@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from onceforall.architecture import Architecture
-from onceforall.errors import InvalidArchitecture, OutOfDomain
+from onceforall.errors import InvalidArchitecture, InvalidConfiguration, OutOfDomain
 from onceforall.nn.blocks import ElasticBottleneck, ElasticMBConv
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
@@ -240,3 +240,23 @@ def test_what_was_trained_may_be_less_deep(tiny_space: InvertedResidualSpace, ti
     supernet.sort_channels(trained)
     for output, expected in zip(outputs(supernet, some(trained)), before, strict=True):
         assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_new_classifier_leaves_everything_else_alone(supernet: Supernet) -> None:
+    arch, before = supernet.space.largest(), copy.deepcopy(supernet)
+    supernet.reset_classifier(3)
+    assert supernet(images_for(arch), arch).shape == (4, 3)
+    assert supernet.space.with_classes(before.space.lower(arch)[-1].out_features) == before.space  # type: ignore[union-attr]
+    old, new = before.state_dict(), supernet.state_dict()
+    assert {name for name in old if old[name].shape != new[name].shape} == {
+        f"head.{len(supernet.head) - 1}.full.linear.{part}" for part in ("weight", "bias")
+    }
+    for name, tensor in old.items():
+        if tensor.shape == new[name].shape:
+            assert torch.equal(tensor, new[name])
+
+
+@pytest.mark.parametrize("count", [1, 0, -3])
+def test_a_classifier_tells_two_classes_apart_at_least(tiny_supernet: Supernet, count: int) -> None:
+    with pytest.raises(InvalidConfiguration, match=f"num_classes {count}: expected at least 2"):
+        tiny_supernet.reset_classifier(count)
