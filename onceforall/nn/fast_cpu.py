@@ -3,9 +3,9 @@
 Measured on one AVX2 core, batch 128, channels_last (torch 2.13): the weight gradient of a 7x7
 depthwise convolution on 480 x 4 x 4 maps took 58 ms, here 2 ms; the gradient of average pooling
 came back in another memory format and made everything behind it up to ten times slower. On a core
-with AMX, where dense convolutions are 3 to 5 times as fast in bfloat16, torch has no fast depthwise
-gradients of that type: of 240 x 8 x 8 maps with stride 2 the input's took 185 ms (here 3) and the
-7x7 weight's 48 ms (here 2.5).
+with AMX: 144 x 32 x 32 maps, batch 32, 57 ms, here 24; in bfloat16, where dense convolutions are
+3 to 5 times as fast, torch has no fast depthwise gradients: of 240 x 8 x 8 maps with stride 2, batch
+128, the input's took 185 ms (here 3), the 7x7 weight's 48 ms (here 2.5).
 `benchmarks/training_speed.py` measures what all this does to a step. All agree with torch's own gradients (tests).
 """
 
@@ -24,10 +24,12 @@ from torch.nn import functional as F
 
 Size = tuple[int, int]
 
-# Above this many (input pixel, output pixel) pairs a channel, torch's own weight gradient is faster.
-_MAX_PIXEL_PAIRS = 16384
-# What has a fast weight gradient in every type in torch.
-_FAST_KERNEL = 3
+# Up to so many (input pixel, output pixel) pairs a channel, matrix products of them are the fastest weight gradient.
+_MAX_PIXEL_PAIRS = 1500
+_MAX_PIXEL_PAIRS_BF16 = 16384
+# Kernels of so few columns, and so few rows of padding, have a fast weight gradient in torch.
+_FAST_WIDTH = 3
+_FAST_PADDING = 2
 
 
 def keep_freed_memory() -> None:
@@ -92,38 +94,61 @@ class _DepthwiseConv(torch.autograd.Function):
 def _grad_input(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
     if stride == 1:  # a convolution with the mirrored kernel, for which torch has faster code
         return _forward(grad, weight.flip(2, 3).to(grad.dtype), 1)
-    return _torch_gradients(grad, x, weight, stride, _accurate(grad.dtype), input=True)
+    dtype = torch.promote_types(grad.dtype, torch.float32)  # in bfloat16 torch takes 50 times as long
+    return _torch_gradients(grad.to(dtype), torch.empty_like(x, dtype=dtype), weight.to(dtype), stride, input=True)
 
 
 def _grad_weight(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    kernel = weight.shape[-1]
-    if kernel <= _FAST_KERNEL:
-        return _torch_gradients(grad, x, weight, stride, grad.dtype, input=False)
+    x, kernel = x.to(grad.dtype), weight.shape[-1]
+    if kernel <= _FAST_WIDTH:
+        return _torch_gradients(grad, x, torch.empty_like(weight, dtype=grad.dtype), stride, input=False)
+    most = _MAX_PIXEL_PAIRS_BF16 if grad.dtype == torch.bfloat16 else _MAX_PIXEL_PAIRS
+    few = math.prod((*x.shape[2:], *grad.shape[2:])) <= most
+    return (_grad_weight_by_pairs if few else _grad_weight_by_columns)(grad, x, kernel, stride)
+
+
+def _grad_weight_by_pairs(grad: Tensor, x: Tensor, kernel: int, stride: int) -> Tensor:
+    """For small maps: every input pixel times every output pixel, summed over the batch, is one small matrix product
+    a channel. Then the pairs that share a kernel tap are added up.
+    """
     in_size, out_size = (x.shape[2], x.shape[3]), (grad.shape[2], grad.shape[3])
-    if math.prod(in_size + out_size) > _MAX_PIXEL_PAIRS:
-        return _torch_gradients(grad, x, weight, stride, _accurate(grad.dtype), input=False)
-    # Correlate every input pixel with every output pixel over the batch: one small matrix
-    # product a channel. Then add up the pairs that share a kernel tap.
-    pairs = torch.bmm(_by_channel(x.to(grad.dtype)).transpose(1, 2), _by_channel(grad))
-    return (pairs.flatten(1) @ _taps(in_size, out_size, kernel, stride, grad.dtype)).view_as(weight)
+    pairs = torch.bmm(_by_channel(x).transpose(1, 2), _by_channel(grad))
+    taps = _taps(in_size, out_size, kernel, stride, grad.dtype)
+    return (pairs.flatten(1) @ taps).view(-1, 1, kernel, kernel)
 
 
-def _accurate(dtype: torch.dtype) -> torch.dtype:
-    """The type to compute in where torch is slow in lower precision."""
-    return torch.promote_types(dtype, torch.float32)
+def _grad_weight_by_columns(grad: Tensor, x: Tensor, kernel: int, stride: int) -> Tensor:
+    """For large maps: the gradients of kernels three columns wide, of images moved to the left or right.
+
+    Rows lie one after the other, with zeros between them, so that a moved image is the same memory some
+    pixels further on.
+    """
+    n, channels, height, width = x.shape
+    margin = kernel // 2
+    above = min(margin, _FAST_PADDING)
+    edge = margin - above
+    rows, pitch = height + 2 * edge, width + margin
+    pixels = x.new_zeros(margin + n * rows * pitch + margin, channels)
+    image = pixels[margin:-margin].view(n, rows, pitch, channels)[:, edge : edge + height, :width]
+    image.copy_(x.permute(0, 2, 3, 1))
+    grad = F.pad(grad, (0, (pitch - _FAST_WIDTH) // stride + 1 - grad.shape[3]))
+    weight = grad.new_empty(channels, 1, kernel, kernel)
+    for left in range(0, kernel - _FAST_WIDTH + 1, _FAST_WIDTH - 1):
+        moved = pixels[left : left + n * rows * pitch].view(n, rows, pitch, channels).permute(0, 3, 1, 2)
+        columns = weight[..., left : left + _FAST_WIDTH]
+        columns.copy_(_torch_gradients(grad, moved, columns, stride, input=False, padding=(above, 0)))
+    return weight
 
 
 def _torch_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, *, input: bool
+    grad: Tensor, x: Tensor, weight: Tensor, stride: int, *, input: bool, padding: tuple[int, int] | None = None
 ) -> Tensor:
-    """Torch's gradient of the input, or of the weight."""
-    kernel, channels = weight.shape[-1], weight.shape[0]
-    # Of the tensor whose gradient it is, only the shape is read.
-    x = torch.empty_like(x, dtype=dtype) if input else x.to(dtype)
-    strides, padding, dilation = [stride] * 2, [kernel // 2] * 2, [1, 1]
+    """Torch's gradient of the input, or of the weight: of that one only the shape is read."""
+    channels, _, height, width = weight.shape
+    around = list(padding or (height // 2, width // 2))
     mask = [input, not input, False]
     gradients: list[Tensor] = torch.ops.aten.convolution_backward(
-        grad.to(dtype), x, weight.to(dtype), None, strides, padding, dilation, False, [0, 0], channels, mask
+        grad, x, weight, None, [stride] * 2, around, [1, 1], False, [0, 0], channels, mask
     )
     return gradients[0 if input else 1]
 

@@ -40,17 +40,40 @@ def test_depthwise_gradients_equal_those_of_torch(
         assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize(("size", "stride", "below"), [(11, 1, True), (12, 1, False), (16, 2, True), (17, 2, False)])
-def test_on_both_sides_of_the_limit_gradients_are_the_same(
-    size: int, stride: int, below: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kernel", [5, 7, 9])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(7, 7), (12, 7), (6, 17), (16, 16)], ids=str)
+def test_weight_gradients_of_large_maps_equal_those_of_torch(
+    size: tuple[int, int], stride: int, kernel: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    x, weight = inputs((size, size), 5, torch.channels_last)
-    output, expected = depthwise_conv(x, weight, stride), reference_conv(x, weight, stride)
-    by_channel = mock.Mock(wraps=fast_cpu._by_channel)
-    monkeypatch.setattr(fast_cpu, "_by_channel", by_channel)
-    (mine,), (theirs,) = (torch.autograd.grad(y.square().sum(), weight) for y in (output, expected))
-    assert_close(mine, theirs)
-    assert by_channel.called == below
+    monkeypatch.setattr(fast_cpu, "_MAX_PIXEL_PAIRS", 0)
+    for memory_format in FORMATS:
+        x, weight = inputs(size, kernel, memory_format)
+        output, expected = depthwise_conv(x, weight, stride), reference_conv(x, weight, stride)
+        grad = torch.randn_like(output)
+        (mine,), (theirs,) = (torch.autograd.grad(y, weight, grad) for y in (output, expected))
+        assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "dtype", "few"),
+    [
+        (6, 1, "float", True),
+        (7, 1, "float", False),
+        (8, 2, "float", True),
+        (11, 1, "bfloat16", True),
+        (12, 1, "bfloat16", False),
+    ],
+)
+def test_weight_gradients_are_computed_in_the_faster_way(
+    size: int, stride: int, dtype: str, few: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = (tensor.detach().to(getattr(torch, dtype)) for tensor in inputs((size, size), 5, torch.channels_last))
+    spies = [mock.Mock(wraps=getattr(fast_cpu, f"_grad_weight_by_{way}")) for way in ("pairs", "columns")]
+    for way, spy in zip(("pairs", "columns"), spies, strict=True):
+        monkeypatch.setattr(fast_cpu, f"_grad_weight_by_{way}", spy)
+    depthwise_conv(x, weight.requires_grad_(), stride).sum().backward()
+    assert [spy.called for spy in spies] == [few, not few]
 
 
 def test_depthwise_gradient_of_frozen_images_and_of_a_frozen_kernel() -> None:
