@@ -7,7 +7,7 @@ also trained alone, each as long as the first phase of progressive shrinking. Te
 Each run is one JSON file in --results; a run that has one is not repeated, and an interrupted one goes on where it was.
 So the experiment can be spread over days: the same command goes on, and --report prints what there is.
 
-    python benchmarks/shrinking.py --seeds 3 --workers 2      # three and a half hours of two x86 cores
+    python benchmarks/shrinking.py --seeds 3 --workers 2      # three to five hours of two x86 cores
     python benchmarks/shrinking.py --seeds 1 --variants all   # ablations
     python benchmarks/shrinking.py --scale long --seeds 1 --only "random order" "progressive shrinking" --workers 2
     python benchmarks/shrinking.py --report                   # the table, and one line of JSON last
