@@ -245,9 +245,8 @@ def import_(
 
 def _fit_classes(supernet: Supernet, data: DataSet) -> None:
     """Give the supernet a new classifier where the data have another number of classes."""
-    own = getattr(supernet.space, "num_classes", None)
-    if own != data.num_classes:
-        notify(f"{data.name} has {data.num_classes} classes, the supernet {own}: a new classifier")
+    if supernet.num_classes != data.num_classes:
+        notify(f"{data.name} has {data.num_classes} classes, the supernet {supernet.num_classes}: a new classifier")
         supernet.reset_classifier(data.num_classes)
 
 

@@ -1,4 +1,4 @@
-"""Two operations whose gradients torch computes slowly on x86 processors, and the allocator's settings.
+"""Operations that torch computes slowly, most in their gradients, on x86 processors, and the allocator's settings.
 
 Measured on one AVX2 core, batch 128, channels_last (torch 2.13): the weight gradient of a 7x7
 depthwise convolution on 480 x 4 x 4 maps took 58 ms, here 2 ms; the gradient of average pooling

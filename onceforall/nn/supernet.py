@@ -28,6 +28,11 @@ class Trainable(nn.Module, ABC):
     def resolutions(self) -> tuple[int, ...]:
         """Image sizes (px) that it takes."""
 
+    @property
+    def num_classes(self) -> int | None:
+        """Outputs of the classifier; None where the last layer of the space is none."""
+        return getattr(self.space.lower(self.space.largest())[-1], "out_features", None)
+
     @abstractmethod
     def _route(self, arch: Architecture) -> Iterator[tuple[ElasticBlock, LayerSpec]]:
         """The active blocks of an architecture with their specs, in order. Raises InvalidArchitecture."""

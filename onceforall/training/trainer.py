@@ -103,10 +103,9 @@ class _Run:
         images = data.size("train")
         if recipe.batch_size > images:
             raise InvalidConfiguration(f"batch_size {recipe.batch_size}: the training split has {images} images")
-        classes = getattr(net.space.lower(net.space.largest())[-1], "out_features", None)
-        if classes != data.num_classes:
+        if net.num_classes != data.num_classes:
             raise InvalidConfiguration(
-                f"{data.name} has {data.num_classes} classes, and the network tells {classes} apart"
+                f"{data.name} has {data.num_classes} classes, and the network tells {net.num_classes} apart"
             )
         processes.check_batch(recipe.batch_size, recipe.batch_norm_size)
         if isinstance(net, Network) and any(p.teacher != "none" or p.subnets > 1 for p in recipe.phases):

@@ -246,6 +246,7 @@ def test_a_new_classifier_leaves_everything_else_alone(supernet: Supernet) -> No
     arch, before = supernet.space.largest(), copy.deepcopy(supernet)
     supernet.reset_classifier(3)
     assert supernet(images_for(arch), arch).shape == (4, 3)
+    assert supernet.num_classes == 3
     assert supernet.space.with_classes(before.space.lower(arch)[-1].out_features) == before.space  # type: ignore[union-attr]
     old, new = before.state_dict(), supernet.state_dict()
     assert {name for name in old if old[name].shape != new[name].shape} == {
