@@ -35,11 +35,21 @@ def top1(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     return 100.0 * correct / count
 
 
+def check_classes(net: Trainable, data: Data) -> None:
+    """Raises InvalidConfiguration where the classes of a network are not those of the data."""
+    if net.num_classes != data.num_classes:
+        raise InvalidConfiguration(
+            f"{data.name} has {data.num_classes} classes, and the network tells {net.num_classes} apart: give the data "
+            "that it is for"
+        )
+
+
 def specialised(supernet: Trainable, arch: Architecture, data: Data) -> SubNetwork:
     """The extracted network with batch norm recalibrated on the calibration images and folded away.
 
     In evaluation mode and channels_last: for measuring and exporting, not for training.
     """
+    check_classes(supernet, data)
     device = device_of(supernet)
     images = [batch.to(device) for batch in data.calibration(arch.resolution)]
     return channels_last(fold_batch_norm(calibrate(supernet.extract(arch), images)))
@@ -66,6 +76,7 @@ class Evaluator:
     ) -> None:
         if precision not in PRECISIONS:
             raise InvalidConfiguration(f"precision {precision!r}: choices are {', '.join(PRECISIONS)}")
+        check_classes(supernet, data)
         self.supernet, self.data, self.split, self.memory = supernet, data, split, memory
         self.dtype = PRECISIONS[precision]
         self._shared: dict[tuple[int, float], _Shared] = {}

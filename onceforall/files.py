@@ -40,6 +40,13 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Raises UnwritableOutput where no file can be written into a folder, which is made."""
+    probe = folder / ".writable"
+    write_atomically(probe, "")
+    probe.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON, atomically."""
     write_atomically(path, json.dumps(value, indent=1) + "\n")

@@ -332,7 +332,7 @@ class SearchSpace(Choices, ABC):
         return architectures
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=4096)
 def _lower(space: SearchSpace, architecture: Architecture) -> tuple[LayerSpec, ...]:
     space.validate(architecture)
     resolution, multipliers = architecture.resolution, architecture.multipliers

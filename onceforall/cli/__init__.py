@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
+
 from onceforall.cli import building, bundling, deploying, profiling, searching
 from onceforall.cli.common import app, console
 from onceforall.errors import OFAError
@@ -23,5 +25,5 @@ def main() -> None:
     try:
         app()
     except OFAError as error:
-        console.print(f"[bold red]{type(error).__name__}[/]: {error}", highlight=False)
+        console.print(f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False)
         raise SystemExit(1) from None

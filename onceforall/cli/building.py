@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from onceforall import spaces
-from onceforall.checkpoint import load_supernet
+from onceforall import spaces, zoo
 from onceforall.cli.common import (
     Data,
     Model,
@@ -17,6 +18,7 @@ from onceforall.cli.common import (
     TensorBoard,
     TorchDevice,
     Workers,
+    announce,
     app,
     check_choice,
     console,
@@ -29,11 +31,13 @@ from onceforall.data.dataset import Data as DataSet
 from onceforall.data.sources import open_data
 from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import measure_top1
+from onceforall.files import sha256
 from onceforall.interop import import_file
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict.labels import label as run_label
 from onceforall.report.progress import Steps, Training
 from onceforall.training import recipe as recipes
+from onceforall.training.distributed import torch_device
 from onceforall.training.recipe import Recipe
 from onceforall.training.tensorboard import tensorboard as tensorboard_report
 from onceforall.training.trainer import Precision
@@ -82,7 +86,7 @@ def train(
         int | None,
         typer.Option(
             help="Images that batch norm sees at once, and that run at once.",
-            show_default="all of a process's for small images, else 64",
+            show_default="all of a process's for small images, else 64, or what divides its share",
         ),
     ] = None,
     learning_rate_scale: Annotated[float, typer.Option(help="Times the recipe's learning rates.")] = 1.0,
@@ -121,17 +125,22 @@ def train(
     """
     if model is not None and space is not None:
         raise InvalidConfiguration(f"--space {space}: --model {model} has its own; give one of both")
-    start = load_model(model, labels=False).supernet if model is not None else None
+    entry = load_model(model, labels=False) if model is not None else None
+    start = entry.supernet if entry else None
     check_choice("--space", space or SMALL_SPACE, spaces.BY_NAME)
     make = spaces.BY_NAME[space or SMALL_SPACE]
     small = (start.space if start else make(num_classes=2)).resolutions[-1] < IMAGENET_SIZE
     recipe = recipe or ("random_order" if small else "progressive_shrinking")
     if small and recipe == "random_order":
-        subnets = subnets or 1  # benchmarks/shrinking.py
+        subnets = 1 if subnets is None else subnets  # benchmarks/shrinking.py
+    if small:
+        batch_size = 128 if batch_size is None else batch_size
+    if batch_norm_size is None:
+        batch_norm_size = 0 if small else _chunk(recipes.PAPER_BATCH if batch_size is None else batch_size)
     values: dict[str, Any] = {
         "epochs": _epochs(epochs or (SMALL_EPOCHS.get(recipe) if small else None)),
-        "batch_size": batch_size or (128 if small else None),
-        "batch_norm_size": batch_norm_size if batch_norm_size is not None else (0 if small else 64),
+        "batch_size": batch_size,
+        "batch_norm_size": batch_norm_size,
         "weight_decay": weight_decay if weight_decay is not None else (2e-4 if small else None),
         "learning_rate_scale": learning_rate_scale,
         "clip_norm": clip_norm,
@@ -144,13 +153,13 @@ def train(
         _fit_classes(start, images)
     if architecture is None:
         supernet = start or Supernet(make(num_classes=images.num_classes), seed)
-        _run_training(supernet, images, made, out, seed, device, precision, tensorboard)
-        console.print(f"[bold]{out / 'supernet.safetensors'}[/]; next: ofa label --model {out}")
+        _run_training(supernet, images, made, out, seed, device, precision, tensorboard, entry)
+        announce(out / "supernet.safetensors", f"; next: ofa label --model {out}")
     else:
         arch = read_architecture(architecture)
         network = Network.of(start, arch) if start else Network(make(num_classes=images.num_classes), arch, seed)
-        _run_training(network, images, made, out, seed, device, precision, tensorboard)
-        console.print(f"[bold]{out / 'network.safetensors'}[/]; ofa.load_network reads it")
+        _run_training(network, images, made, out, seed, device, precision, tensorboard, entry)
+        announce(out / "network.safetensors", "; ofa.load_network reads it")
 
 
 @app.command()
@@ -174,21 +183,22 @@ def finetune(
     Data of another number of classes give it a new classifier. Prints its top-1 on the label images
     before and after, each with batch norm recalibrated.
     """
-    architecture = read_architecture(result)
-    supernet = load_model(model, labels=False).supernet
+    architecture = read_architecture(result, model)
+    entry = load_model(model, labels=False)
+    supernet = entry.supernet
     images = open_data(data, notify, workers)
     _fit_classes(supernet, images)
     network = Network.of(supernet, architecture)
     before = measure_top1(network, network.architecture, images, "label")
     made = recipes.finetune(epochs, batch_size, learning_rate_scale, weight_decay=weight_decay)
-    _run_training(network, images, made, out, seed, device, precision, tensorboard)
+    _run_training(network, images, made, out, seed, device, precision, tensorboard, entry)
     after = measure_top1(network, network.architecture, images, "label")
-    console.print(f"[bold]{out / 'network.safetensors'}[/]: top-1 on label images {before:.2f} -> {after:.2f} %")
+    announce(out / "network.safetensors", f": top-1 on label images {before:.2f} -> {after:.2f} %")
 
 
 @app.command()
 def label(
-    model: Annotated[str, typer.Option(help="Run folder of `ofa train`.")],
+    model: Annotated[str, typer.Option(help="Run folder of `ofa train`, or a known supernet.")],
     data: Data = "cifar10",
     count: Annotated[int, typer.Option(help="Number of random sub-networks; the uniform ones come on top.")] = 560,
     distribution: Annotated[
@@ -197,10 +207,12 @@ def label(
             help="mixed (half random, half spread to the corners), random, spread, or macs (uniform over MACs)."
         ),
     ] = "mixed",
+    device: TorchDevice = "cpu",
     precision: PrecisionOption = "fp32",
     seed: Seed = 0,
     out: Annotated[
-        Path | None, typer.Option(help="JSONL to write or continue.", show_default="MODEL/labels.jsonl")
+        Path | None,
+        typer.Option(help="JSONL to write or continue.", show_default="labels.jsonl in the run folder"),
     ] = None,
 ) -> None:
     """Measure sub-networks on the label images -> labels.jsonl, what the accuracy predictor learns from.
@@ -208,13 +220,14 @@ def label(
     Stop it at any time: the same command goes on. Several processes share the work:
     torchrun --nproc-per-node 2 --no-python ofa label --model ...
     """
-    folder = Path(model)
-    supernet = load_supernet(folder / "supernet.safetensors")
+    entry = load_model(model, labels=False)
+    if out is None and not Path(model).is_dir():
+        raise InvalidConfiguration(f"--model {model} is no run folder: say with --out where its labels go")
+    path = out or entry.folder / "labels.jsonl"
     images = open_data(data, notify)
-    path = out or folder / "labels.jsonl"
     with Steps(console) as report:
         run_label(
-            supernet,
+            entry.supernet.to(torch_device(device)),
             images,
             path,
             count=count,
@@ -223,7 +236,7 @@ def label(
             precision=precision,
             report=lambda done, total: report("sub-networks", done, total),
         )
-    console.print(f"[bold]{path}[/]; next: ofa specialize --model {model} --out out")
+    announce(path, f"; next: ofa specialize --model {model} --out out")
 
 
 @app.command("import")
@@ -238,9 +251,15 @@ def import_(
     """
     found = import_file(file, out)
     if isinstance(found, Supernet):
-        console.print(f"[bold]{out / 'supernet.safetensors'}[/]: {found.space.size:.3g} sub-networks")
+        announce(out / "supernet.safetensors", f": {found.space.size:.3g} sub-networks")
     else:
-        console.print(f"[bold]{out / 'predictor.safetensors'}[/]: accuracy predictor of {found.domain.name}")
+        announce(out / "predictor.safetensors", f": accuracy predictor of {found.domain.name}")
+
+
+def _chunk(batch: int) -> int:
+    """The largest part of the paper's 64 images a chunk that divides what each process gets of a batch."""
+    chunk = math.gcd(64, batch // int(os.environ.get("WORLD_SIZE", 1)))
+    return chunk if chunk > 1 else 0
 
 
 def _fit_classes(supernet: Supernet, data: DataSet) -> None:
@@ -259,6 +278,7 @@ def _run_training(
     device: str,
     precision: str,
     tensorboard: bool,
+    origin: zoo.Entry | None,
 ) -> None:
     also = tensorboard_report(out / "tensorboard") if tensorboard and is_first_process() else lambda record: None
     with Training(recipe, console) as show:
@@ -276,6 +296,7 @@ def _run_training(
             device=device,
             precision=cast(Precision, precision),  # `train` checks it
             report=report,
+            origin=sha256(origin.folder / "supernet.safetensors") if origin else None,
         )
 
 

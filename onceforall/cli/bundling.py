@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from onceforall.cli.common import Data, Model, Threads, app, console, load_model, notify, read_architecture
+from onceforall.cli.common import Data, Model, Threads, announce, app, console, load_model, notify, read_architecture
 from onceforall.data.sources import open_data
 from onceforall.deploy.bundle import write_bundle
 from onceforall.deploy.bundle_measure import measure_bundle
@@ -38,7 +38,7 @@ def bundle(
     names = name or [path.stem for path in result]
     if len(names) != len(result) or len(set(names)) < len(names):
         raise InvalidConfiguration(f"--name {', '.join(names)}: give each of the {len(result)} results one of its own")
-    architectures = dict(zip(names, map(read_architecture, result), strict=True))
+    architectures = dict(zip(names, (read_architecture(path, model) for path in result), strict=True))
     entry = load_model(model, labels=False)
     images = open_data(data, notify)
     console.print("extracting and recalibrating, then accuracy on the test images, switches and memory")
@@ -46,5 +46,5 @@ def bundle(
     manifest = measure_bundle(out, entry.supernet, images, threads=threads)
     for table in bundles.tables(manifest):
         console.print(table)
-    console.print(f"Written to [bold]{out}[/]: weights.safetensors, manifest.json, {len(names)} ONNX graphs")
+    announce(out, f": weights.safetensors, manifest.json, {len(names)} ONNX graphs")
     typer.echo(json.dumps(manifest["measured"]["runtimes"]))

@@ -9,11 +9,13 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from onceforall import zoo
 from onceforall.architecture import Architecture
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import read_json_object
+from onceforall.search.pareto import FORMAT as FRONT
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,7 +48,7 @@ Device = Annotated[
 ]
 DevicePrecision = Annotated[str, typer.Option("--precision", help="Precision of the runtime: fp32, bf16, int8.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 
 
 def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
@@ -54,9 +56,16 @@ def check_choice(option: str, value: str, choices: Iterable[str]) -> None:
         raise InvalidConfiguration(f"{option} {value}: choices are {', '.join(choices)}")
 
 
-def read_architecture(path: Path) -> Architecture:
-    """From the result of `ofa search`, or an architecture's own JSON."""
+def read_architecture(path: Path, model: str | None = None) -> Architecture:
+    """From the result of `ofa search`, or an architecture's own JSON. `model`: whose weights it is to get."""
     value = read_json_object(path)
+    if value.get("format") == FRONT:
+        raise InvalidConfiguration(
+            f"{path} is a whole front: search for one budget, or keep one point of it: ofa.Front.from_json(...)"
+            ".within(BUDGET).to_json()"
+        )
+    if model is not None and value.get("model", model) != model:
+        notify(f"{path} was found for --model {value['model']}, and gets the weights of --model {model}")
     try:
         return Architecture.from_json(value.get("architecture", value))
     except (KeyError, TypeError, ValueError) as error:
@@ -64,7 +73,13 @@ def read_architecture(path: Path) -> Architecture:
 
 
 def notify(message: str) -> None:
-    console.print(message)
+    """Say something; square brackets in it are meant as such."""
+    console.print(message, markup=False)
+
+
+def announce(path: Path, what: str) -> None:
+    """Say what a command wrote."""
+    console.print(f"[bold]{escape(str(path))}[/]{escape(what)}")
 
 
 def load_model(text: str, labels: bool = True) -> zoo.Entry:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from onceforall.cli.common import (
     Data,
@@ -14,6 +15,7 @@ from onceforall.cli.common import (
     Model,
     Seed,
     Threads,
+    announce,
     app,
     console,
     load_model,
@@ -30,7 +32,7 @@ from onceforall.deploy.verify import verify as run_verify
 from onceforall.devices import by_name
 from onceforall.devices.device import Device as DeviceType
 from onceforall.errors import BrokenClaim, DataUnavailable, InvalidConfiguration, OFAError
-from onceforall.files import sha256, write_json
+from onceforall.files import check_writable, sha256
 from onceforall.report.progress import Steps
 
 # What people call the files, and the runtime that they are verified in.
@@ -88,24 +90,24 @@ def specialize(
     """
     from onceforall.report import plots, tables  # matplotlib: only here
 
-    # Fails now, not after minutes, where the folder cannot be written.
-    write_json(out / "manifest.json", {"state": "running"})
+    check_writable(out)  # fails now, not after minutes
     loaded = load_latency(table) if table else None
     if isinstance(loaded, LatencyTables):
         raise InvalidConfiguration(f"--table {table}: tables by resolution; give one of `ofa profile`")
     runtime = by_name(device, threads)
-    described = {key: value for key, value in runtime.describe().items() if key != "precision"}  # --quantize changes it
-    if loaded is not None and (differs := differences(loaded.device, described)):
+    # --quantize changes the precision, and what another machine is becomes known when it has measured.
+    described = {key: value for key, value in runtime.describe().items() if key != "precision"}
+    if loaded is not None and runtime.is_here and (differs := differences(loaded.device, described)):
         notify(
-            f"[yellow]{table} was measured on another device[/] ({'; '.join(differs)}). Measured latencies decide what "
+            f"{table} was measured on another device ({'; '.join(differs)}). Measured latencies decide what "
             "is kept; searches hit their budgets better with a latency model of this one: leave out --table, or "
             "`ofa profile` again"
         )
-    given = [read_architecture(path) for path in result or ()]
+    given = [read_architecture(path, model) for path in result or ()]
     targets = [_target(text, threads) for text in export or () if text != "python"]
     entry = load_model(model)
     images = open_data(data, notify)
-    about = {"name": entry.name, "sha256": sha256(entry.folder / "supernet.safetensors")}
+    about = {"name": entry.name, "model": model, "sha256": sha256(entry.folder / "supernet.safetensors")}
     limits = [
         cost.at_most(1024 * bound)
         for cost, bound in ((PeakActivationMemory(), memory), (WeightBytes(), weights))
@@ -139,7 +141,7 @@ def specialize(
     if any(len(network.exports) > 1 for network in found.networks):
         console.print(tables.exports(found))
     console.print(tables.quality(found))
-    console.print(f"Written to [bold]{out}[/]: networks, manifest.json, MODEL_CARD.md, latency.json, front.png")
+    announce(out, ": networks, manifest.json, MODEL_CARD.md, latency.json, front.png")
     typer.echo(json.dumps(found.summary()))
 
 
@@ -161,12 +163,16 @@ def verify(
 ) -> None:
     """Repeat every claim of a manifest that can be repeated here; fail at the first that does not hold."""
     manifest, _ = read_manifest(folder)
-    entry = images = None
+    source, entry, images, digest = manifest["supernet"], None, None, None
     try:
-        entry = load_model(model or str(manifest["supernet"].get("name")), labels=False)
+        entry = load_model(model or str(source.get("model")), labels=False)
+        digest = sha256(entry.folder / "supernet.safetensors")
+        if not model and digest != source.get("sha256"):
+            raise InvalidConfiguration(f"{entry.folder} holds other weights than those")
     except OFAError as problem:
         if model:
             raise
+        entry = None
         notify(f"no source supernet, so no parity with torch (give --model): {problem}")
     try:
         images = open_data(data or str(manifest["data"].get("name")), notify)
@@ -174,14 +180,14 @@ def verify(
         if data:
             raise
         notify(f"no data set, so no accuracies (give --data): {problem}")
-    digest = sha256(entry.folder / "supernet.safetensors") if entry else None
     repeated = skipped = 0
     try:
         for claim in run_verify(folder, images, entry.supernet if entry else None, digest):
             repeated, skipped = repeated + claim.repeated, skipped + (not claim.repeated)
             sign = "[green]holds[/]  " if claim.repeated else "[yellow]not here[/]"
-            console.print(f"{sign} {claim.about}: {claim.stated}; here: {claim.found}", highlight=False)
+            said = escape(f"{claim.about}: {claim.stated}; here: {claim.found}")
+            console.print(f"{sign} {said}", highlight=False)
     except BrokenClaim as broken:
-        console.print(f"[red]broken[/]   {broken}", highlight=False)
+        console.print(f"[red]broken[/]   {escape(str(broken))}", highlight=False)
         raise
     typer.echo(json.dumps({"verified": repeated, "not_repeated": skipped}))

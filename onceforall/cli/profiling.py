@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from onceforall import devices as runtimes
-from onceforall.cli.common import Device, DevicePrecision, Model, Seed, Threads, app, console, load_model
+from onceforall.cli.common import Device, DevicePrecision, Model, Seed, Threads, announce, app, console, load_model
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.profile import adapt as run_adapt
@@ -59,7 +59,7 @@ def profile(
     found = table.validation
     assert found is not None
     made = ", ".join(f"{name} {value}" for name, value in table.summary().items())
-    console.print(f"[bold]{out}[/]: {made}; noise of the clock {found.noise:.1f} %, drift {found.drift:.1f} %")
+    announce(out, f": {made}; noise of the clock {found.noise:.1f} %, drift {found.drift:.1f} %")
     if found.noise > NOISY:
         console.print("[yellow]The clock is noisy: close what else runs and profile again.[/]")
     for name, errors in found.kinds.items():

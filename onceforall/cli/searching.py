@@ -11,7 +11,7 @@ import typer
 from onceforall import zoo
 from onceforall.architecture import Architecture
 from onceforall.checkpoint import read_tensors
-from onceforall.cli.common import Data, Model, Seed, app, console, load_model, notify
+from onceforall.cli.common import Data, Model, Seed, announce, app, console, load_model, notify
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, WeightBytes
 from onceforall.cost.latency import LatencyTable, LatencyTables
 from onceforall.cost.learned import LearnedLatency
@@ -110,7 +110,7 @@ def search(
         outline = run_front(space, accuracy, [cost], constraints, points=points, seed=seed)
         write_json(out, {"model": model, **outline.to_json()})
         console.print(searches.front(outline))
-        console.print(f"[bold]{out}[/]: {outline.evaluations} evaluations in {outline.seconds:.1f} s")
+        announce(out, f": {outline.evaluations} evaluations in {outline.seconds:.1f} s")
         return
     result = run_search(space, accuracy, constraints, seed=seed, generations=generations, keep=max(10, top))
     content = result.to_json()
@@ -120,9 +120,10 @@ def search(
         console.print(searches.trials(found))
     write_json(out, {"model": model, **content})
     costs = ", ".join(f"{cost.name} {cost.value:.4g} <= {cost.bound:.4g} {cost.unit}" for cost in result.costs)
-    console.print(
-        f"[bold]{out}[/]: predicted top-1 {result.accuracy:.2f} %, {costs or 'no bounds'}; "
-        f"{result.evaluations} evaluations in {result.seconds:.1f} s\n{result.architecture}"
+    announce(
+        out,
+        f": predicted top-1 {result.accuracy:.2f} %, {costs or 'no bounds'}; "
+        f"{result.evaluations} evaluations in {result.seconds:.1f} s\n{result.architecture}",
     )
 
 

@@ -41,6 +41,7 @@ BATCHES = {
 }
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 FETCH_ERRORS = (
     OSError,
@@ -85,7 +86,9 @@ def from_batches(batches: dict[str, bytes]) -> ImageData:
         return images, torch.from_numpy(records[:, 0].astype(np.int64))
 
     names = list(BATCHES)
-    return ImageData("cifar10", *parsed(names[:-1]), *parsed(names[-1:]), 10, MEAN, STD)
+    train, test = parsed(names[:-1]), parsed(names[-1:])
+    # Its images come in random order.
+    return ImageData("cifar10", *train, *test, 10, MEAN, STD, spread=False, classes=CLASSES)
 
 
 def _find_batches(folder: Path) -> Path | None:

@@ -97,6 +97,12 @@ def split_rule(count: int, calibration_images: int = CALIBRATION_IMAGES, spread:
     )
 
 
+def described_input(data: Data) -> dict[str, Any]:
+    """JSON of what a network for these data takes and gives, as far as the data set knows it."""
+    found = {name: list(getattr(data, name)) for name in ("mean", "std", "classes") if hasattr(data, name)}
+    return {"shape": "[1, 3, resolution, resolution]", "pixels": "(value / 255 - mean) / std, RGB", **found}
+
+
 def normalise(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """Pixels 0 to 255, [n, 3, h, w] -> normalised float, channels last; `mean` and `std` are of pixels 0 to 1."""
     means, stds = (torch.tensor(values, device=images.device).view(3, 1, 1) * 255 for values in (mean, std))
@@ -113,7 +119,8 @@ class ImageData:
     """Images [n, 3, h, w] uint8 and classes [n] int64, for training and for the test.
 
     `split_positions` says which training images train, calibrate and label; the test set is the test
-    split and selects nothing. Augmentation mirrors and shifts whole batches on the device.
+    split and selects nothing; `spread` is its, for images that may be sorted by class. `classes`: their
+    names, where known. Augmentation mirrors and shifts whole batches on the device.
     """
 
     name: str
@@ -124,6 +131,8 @@ class ImageData:
     num_classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    spread: bool = True
+    classes: tuple[str, ...] = ()
     _prepared: dict[tuple[Split, int], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -138,7 +147,9 @@ class ImageData:
     @cached_property
     def indices(self) -> dict[Split, Tensor]:
         """Positions of each split: in the test set for "test", in the training set for the others."""
-        splits = split_positions(len(self.train_images)) | {"test": np.arange(len(self.test_images))}
+        splits = split_positions(len(self.train_images), spread=self.spread) | {
+            "test": np.arange(len(self.test_images))
+        }
         return {split: torch.from_numpy(positions) for split, positions in splits.items()}
 
     def size(self, split: Split) -> int:
@@ -150,7 +161,7 @@ class ImageData:
         return {
             "name": self.name,
             "splits": {split: self.size(split) for split in SPLITS},
-            "rule": split_rule(len(self.train_images)),
+            "rule": split_rule(len(self.train_images), spread=self.spread),
         }
 
     def held_out(self) -> dict[str, Any]:

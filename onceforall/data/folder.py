@@ -15,7 +15,7 @@ from onceforall.data.pictures import PictureData, rgb
 from onceforall.errors import DataUnavailable
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff")
-TEST_FOLDERS = ("val", "validation", "test")
+TEST_FOLDERS = ("val", "valid", "validation", "test")
 
 
 class ImageFolder:
@@ -71,13 +71,13 @@ class ImageFolder:
 def image_folder(path: str | Path, workers: int | None = None) -> PictureData:
     """The data set in a folder; `workers` as in `PictureData`.
 
-    It holds train/ and one of val/, validation/, test/ (the first of these that is there is the test
+    It holds train/ and one of val/, valid/, validation/, test/ (the first of these that is there is the test
     set, others are not looked at), each with the same class folders. Or it holds the class folders
     themselves: then every tenth picture (index 9, 19, ... sorted by class, then by file) is the test
     set, and the others are the training set, whose splits see nothing of them.
 
-    Raises DataUnavailable as `ImageFolder` does, for fewer than two classes, and for classes that
-    train/ or the test set lacks.
+    Raises DataUnavailable as `ImageFolder` does, for fewer than two classes, for classes that train/ or
+    the test set lacks, and for a train/ of class folders without a test set.
     """
     path = Path(path)
     name = f"folder:{path.resolve().name}"
@@ -86,6 +86,7 @@ def image_folder(path: str | Path, workers: int | None = None) -> PictureData:
         train, test = ImageFolder(path / "train"), ImageFolder(tests[0])
         _check_equal(train, test)
     else:
+        _check_no_split(path)
         whole = ImageFolder(path)
         held_out = np.arange(len(whole)) % 10 == 9
         train, test = whole.part(~held_out), whole.part(held_out)
@@ -95,6 +96,15 @@ def image_folder(path: str | Path, workers: int | None = None) -> PictureData:
             f"folder of class folders, or one of train/ and {'/ or '.join(TEST_FOLDERS)}/"
         )
     return PictureData(name, train, test, len(train.classes), workers=workers)
+
+
+def _check_no_split(path: Path) -> None:
+    """Raises DataUnavailable where train/ holds folders alone: it is no class, and the test set has another name."""
+    train = path / "train"
+    if train.is_dir() and _folders(train) and not any(entry.is_file() for entry in os.scandir(train)):
+        raise DataUnavailable(
+            f"{path} holds train/ with folders in it, and no test set: name that one {'/ or '.join(TEST_FOLDERS)}/"
+        )
 
 
 def _check_equal(train: ImageFolder, test: ImageFolder) -> None:

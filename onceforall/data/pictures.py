@@ -102,6 +102,11 @@ class PictureData:
                 raise InvalidConfiguration(f"{value} {given}: at least {least}")
         split_positions(len(self.train))
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, where the pictures have such."""
+        return tuple(getattr(self.train, "classes", ()))
+
     @cached_property
     def positions(self) -> dict[Split, NDArray[np.int64]]:
         """Positions of each split: in the test set for "test", in the training set for the others."""

@@ -21,6 +21,7 @@ from onceforall.deploy.bundle import RUNTIMES, WEIGHTS, Bundle, read_manifest
 from onceforall.deploy.process import run_python
 from onceforall.devices.measure import describe_machine, session_options
 from onceforall.devices.onnx import INPUT, to_onnx
+from onceforall.devices.torch import pinned
 from onceforall.evaluate import specialised
 from onceforall.files import write_atomically, write_json
 from onceforall.layers import MBConvSpec, layer_from_json
@@ -87,8 +88,9 @@ def _runtime(
         batches = data.batches("test", bundle.resolution)
         hits = torch.cat([bundle(images).argmax(1) == labels for images, labels in batches])
         accuracies[name] = 100 * int(hits.sum()) / len(hits)
-    switches = _switches(bundle, names)
-    kept = _switches(Bundle.load(folder, runtime, keep=len(names), threads=threads), names)
+    with pinned(threads):  # torch's, which a bundle leaves alone
+        switches = _switches(bundle, names)
+        kept = _switches(Bundle.load(folder, runtime, keep=len(names), threads=threads), names)
     return {
         "networks": {
             name: {
@@ -136,7 +138,7 @@ def _resident(mode: str, runtime: str, files: Path, folder: Path, keep: int, thr
 def report_memory() -> None:
     """Prints by how many bytes this process grows as it loads and runs all sub-networks (see `_resident`)."""
     mode, runtime, files, folder, keep, threads = sys.argv[1:]
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(threads))
     networks = read_manifest(Path(folder))["networks"]
     sizes = {name: Architecture.from_json(entry["architecture"]).resolution for name, entry in networks.items()}
     images = {name: torch.zeros(1, 3, size, size) for name, size in sizes.items()}

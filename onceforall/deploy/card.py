@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from onceforall.deploy.manifest import Export, Network, read_manifest
 from onceforall.files import write_atomically
+
+FEW = 20  # classes whose names a card lists; manifest.json has those of any number
 
 
 def write_card(folder: Path) -> None:
@@ -22,7 +25,7 @@ def _lines(manifest: dict[str, Any], networks: Sequence[Network]) -> Iterable[st
     yield f"# {supernet.get('name') or 'A supernet'}, specialised for {device['name']}"
     yield ""
     yield (
-        f"Image classifiers taken from one Once-for-All supernet without further training, for {device['runtime']}, "
+        f"Image classifiers taken from one Once-for-All supernet{_training(networks)}, for {device['runtime']}, "
         f"{device['threads']} thread(s), {device['precision']}, on {device.get('processor', 'another machine')}."
     )
     yield ""
@@ -85,12 +88,15 @@ def _lines(manifest: dict[str, Any], networks: Sequence[Network]) -> Iterable[st
     yield ""
     yield "## Input and output"
     yield ""
+    given = manifest["input"]
     yield (
-        f"Input [1, 3, resolution, resolution], float32, normalised as in training ({largest.resolution} px for the "
-        f"largest; see `architecture` in manifest.json for the others). Output: {data['classes']} logits."
-        if "classes" in data
-        else "Input [1, 3, resolution, resolution], float32, normalised as in training; output: logits."
+        f"Input {given['shape']}, float32; the resolution is that of `architecture` in manifest.json "
+        f"({largest.resolution} px for the largest). Output: one logit a class."
     )
+    if given.get("mean"):
+        yield f"Pixels of 0 to 255, RGB: (value / 255 - mean) / std, mean {given['mean']}, std {given['std']}."
+    if 0 < len(given.get("classes", ())) <= FEW:
+        yield f"Classes, from 0: {', '.join(given['classes'])}."
     if any(file.path.endswith(".tflite") for _, export in every for file in export.files):
         yield "Files for LiteRT take [1, resolution, resolution, 3], in int8 where the network's first layer is."
     yield ""
@@ -115,8 +121,15 @@ def _cells(export: Export) -> tuple[str, ...]:
         f"{export.agreement:.2f} %",
         f"{export.parity:.1e}",
         f"{export.latency_ms:.3f} ms",
-        f"{export.memory_bytes / 2**20:.1f} MiB",
+        "-" if math.isnan(export.memory_bytes) else f"{export.memory_bytes / 2**20:.1f} MiB",
     )
+
+
+def _training(networks: Sequence[Network]) -> str:
+    tuned = {network.name: network.finetuning.epochs for network in networks if network.finetuning}
+    if not tuned:
+        return " without further training"
+    return ", then fine-tuned (" + ", ".join(f"{name}: {epochs} epochs" for name, epochs in tuned.items()) + ")"
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:

@@ -23,7 +23,7 @@ from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
 from onceforall.evaluate import specialised
 from onceforall.files import sha256, write_atomically
 from onceforall.nn.network import SubNetwork
-from onceforall.nn.supernet import Network, Supernet
+from onceforall.nn.supernet import Trainable
 
 PARITY = 1e-4  # largest difference of an fp32 export's logits from torch's, relative to the largest logit
 CALIBRATING = 128  # calibration images that set the ranges of a quantised network
@@ -43,12 +43,11 @@ class Judged(NamedTuple):
 class Exporter:
     """Exports sub-networks of a supernet into a folder, and judges them.
 
-    `tuned`: those that went on training, with their own weights.
+    source: the supernet, or one network that went on training, with weights of its own.
     """
 
-    def __init__(self, supernet: Supernet, data: Data, folder: Path) -> None:
-        self.supernet, self.data, self.folder = supernet, data, folder
-        self.tuned: dict[Architecture, Network] = {}
+    def __init__(self, source: Trainable, data: Data, folder: Path) -> None:
+        self.source, self.data, self.folder = source, data, folder
         self._plain: dict[Architecture, SubNetwork] = {}
         self._logits: dict[tuple[Architecture, Split], Logits] = {}
         self._calibration: dict[int, NDArray[np.float32]] = {}
@@ -56,14 +55,8 @@ class Exporter:
     def plain(self, arch: Architecture) -> SubNetwork:
         """The network in torch, fp32: recalibrated, batch norm folded."""
         if arch not in self._plain:
-            self._plain[arch] = specialised(self.tuned.get(arch, self.supernet), arch, self.data)
+            self._plain[arch] = specialised(self.source, arch, self.data)
         return self._plain[arch]
-
-    def tune(self, arch: Architecture, network: Network) -> None:
-        """From now on a sub-network has the weights of `network`."""
-        self.tuned[arch] = network
-        self._plain.pop(arch, None)
-        self._logits = {key: logits for key, logits in self._logits.items() if key[0] != arch}
 
     def convert(self, arch: Architecture, device: Device) -> Files:
         """The files of a sub-network; a quantised one is calibrated on the calibration images."""
@@ -130,8 +123,10 @@ def logits_of(
 
     def classify(image: Logits) -> Logits:
         session = idle.get()
-        logits: Logits = session(image[None])[0]
-        idle.put(session)
+        try:
+            logits: Logits = session(image[None])[0]
+        finally:  # else the next image would wait for it for ever
+            idle.put(session)
         return logits
 
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onceforall.architecture import Architecture
 from onceforall.cost.analytic import macs, params
-from onceforall.cost.latency import LatencyTable, Timing
+from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.model import Constraint
-from onceforall.cost.profile import WHOLE, image_shape, whole_network
+from onceforall.cost.profile import WHOLE, image_shape
 from onceforall.data.dataset import Data
+from onceforall.deploy.budgets import parse_budget
 from onceforall.deploy.exporting import PARITY, Exporter, read_files
-from onceforall.deploy.manifest import Export, Network, Role, number
+from onceforall.deploy.finetuning import tuned
+from onceforall.deploy.manifest import LATENCY, Export, File, Network, Role, number
+from onceforall.deploy.precision import latency_ratio
 from onceforall.deploy.steps import FinishedSteps
 from onceforall.devices.device import Device
 from onceforall.devices.memory import measure_memory
-from onceforall.devices.timing import Load, Turns, summarise, time_turns
+from onceforall.devices.timing import summarise, time_turns
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
 from onceforall.evaluate import top1
-from onceforall.nn.supernet import Network as Trained
+from onceforall.files import sha256
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import MLPPredictor, PredictorQuality, assess
 from onceforall.predict.corrected import CorrectedPredictor
 from onceforall.predict.labels import Label, training_pairs
 from onceforall.search.evolution import search
-from onceforall.training.recipe import finetune
-from onceforall.training.trainer import train
 
 ATTEMPTS = 4
-COMPARED = 6  # random networks that tell, beside the smallest and the largest, which precision is faster
 # First layers that may stay in floating point: their few channels differ most in range, and one scale serves them all.
 KEPT = ((), (0,), (0, 1), (0, 1, 2))
-TUNING_BATCH = 128
 QUANTIZED = ("int8", "bf16")
 
 
@@ -76,6 +77,8 @@ class Job:
             )
         if not max_drop >= 0:
             raise InvalidConfiguration(f"max_drop {max_drop}: expected points of top-1, at least 0")
+        if candidates < 1:
+            raise InvalidConfiguration(f"candidates {candidates}: expected at least 1")
         self.supernet, self.labels, self.data, self.done = supernet, labels, data, done
         self.out, self.candidates, self.seed, self.report = out, candidates, seed, report
         self.space, self.limits, self.max_drop = supernet.space, list(limits), max_drop
@@ -83,6 +86,7 @@ class Job:
         self.device = self.target = device
         self.low = device.at(quantize) if quantize else None
         self.exporter = Exporter(supernet, data, out)
+        self._finetuned: dict[str, Exporter] = {}  # by the path of the weights
         self.label_top1 = {label.architecture: label.top1 for label in labels}
         self.correction: CorrectedPredictor | None = None
         self.further: dict[tuple[str, str], Device] = {}
@@ -100,9 +104,9 @@ class Job:
         """Which precision the searches are for: the quantised one if it is faster. What was found, for the manifest."""
         if self.low is None:
             return None
-        self.low = self.choose_kept(self.low)
-        step = f"precision {self.low.precision} {list(self.low.kept)}"
-        found = self.done.once(step, self._compare_precisions)
+        self.low = low = self.choose_kept(self.low)
+        step = f"precision {low.precision} {list(low.kept)}"
+        found = self.done.once(step, lambda: latency_ratio(self.space, low, self.device, self.seed, self.report))
         faster = found["latency_ratio"]["value"] < 1
         self.target = self.low if faster else self.device
         verdict = "faster than fp32" if faster else "no faster than fp32: searched for fp32, exported in both"
@@ -123,26 +127,6 @@ class Job:
         ]
         return low.keeping(KEPT[int(np.argmax(found))])
 
-    def _compare_precisions(self) -> dict[str, Any]:
-        """How much of its time in fp32 a network takes when it is quantised."""
-        assert self.low is not None
-        rng = np.random.default_rng(self.seed)
-        chosen = [self.space.smallest(), self.space.largest(), *(self.space.sample(rng) for _ in range(COMPARED))]
-        loads: list[Load] = []
-        for index, arch in enumerate(chosen):
-            self.report("which precision is faster", index, len(chosen))
-            network, shape = whole_network(self.space, arch)
-            loads += [
-                device.loader(device.convert_keeping(network, shape), shape) for device in (self.low, self.device)
-            ]
-        ms = np.median(time_turns(loads, Turns(9, 0.02, self.seed)), axis=1).reshape(-1, 2)
-        self.report("which precision is faster", len(chosen), len(chosen))
-        return {
-            "precision": self.low.precision,
-            "latency_ratio": number(float(np.median(ms[:, 0] / ms[:, 1])), "of fp32", "measured"),
-            "networks": len(chosen),
-        }
-
     def correct_predictor(self, count: int) -> None:
         """Label sub-networks in the target's precision, on the device, and learn what that costs."""
         self.correction = CorrectedPredictor(self.predictor).fit(*self.changes(self.target, count))
@@ -161,15 +145,61 @@ class Job:
 
     # Networks
 
+    def networks(self, budgets: Sequence[str], architectures: Sequence[Architecture]) -> list[Network]:
+        """The largest network, for each budget what a search and what uniform choices give, and those given.
+
+        Their latencies are measured. An interrupted call finds what it chose before: latencies of another
+        moment, and so the bounds that follow from them, would choose others.
+        """
+        made: list[Network] = []
+
+        def choose() -> list[dict[str, Any]]:
+            made.extend(self._chosen(budgets, architectures))
+            return [network.to_json() for network in made]
+
+        asked = {
+            "budgets": list(budgets),
+            "architectures": [arch.to_json() for arch in architectures],
+            "limits": [str(limit) for limit in self.limits],
+            "low": self.low.describe() if self.low else None,
+            "max_drop": self.max_drop,
+            "candidates": self.candidates,
+            "corrected": self.correction is not None,
+            "latency": sha256(self.out / LATENCY),
+        }
+        found = self.done.once(f"networks {json.dumps(asked)}", choose)
+        if not made:
+            for network in map(Network.from_json, found):
+                again = self.network(network.role, network.budget, network.budget_ms, network.architecture)
+                again.attempts, again.label_top1 = network.attempts, network.label_top1
+                made.append(again)
+            self.measure_latency(made)
+        return made
+
+    def _chosen(self, budgets: Sequence[str], architectures: Sequence[Architecture]) -> list[Network]:
+        largest = self.network("largest", None, None, self.space.largest())
+        self.measure_latency([largest])
+        bounds = [(text, parse_budget(text, largest.measured_latency_ms)) for text in budgets]
+        networks = [largest]
+        for index, (text, bound) in enumerate(bounds):
+            self.report("search", index, len(bounds))
+            networks += [self.searched(text, bound, bound), self.uniform(text, bound, bound)]
+        self.report("search", len(bounds), len(bounds))
+        networks += [
+            self.network("given", str(number) if number > 1 else None, None, arch)
+            for number, arch in enumerate(architectures, 1)
+        ]
+        return self.hold_budgets(networks)
+
     def network(self, role: Role, budget: str | None, budget_ms: float | None, arch: Architecture) -> Network:
         """Extract, calibrate and export one architecture."""
         layers = self.space.lower(arch)
         predicted = float((self.correction or self.predictor).predict([arch])[0])
-        fp32_top1 = self.label_top1.get(arch, math.nan)
         network = Network(
-            role, budget, budget_ms, arch, macs(layers), params(layers), self.table.cost(layers), predicted, fp32_top1
+            role, budget, budget_ms, arch, macs(layers), params(layers), self.table.cost(layers), predicted
         )
         network.exports = self._exports(network)
+        network.label_top1 = self.label_top1.get(arch, math.nan)  # known for those that the exports asked for
         return network
 
     def searched(self, budget: str, budget_ms: float, bound: float) -> Network:
@@ -206,29 +236,33 @@ class Job:
 
     def _exports(self, network: Network) -> list[Export]:
         """Every export of a network that may be the one to use."""
-        return [
-            self._export(network.name, network.architecture, device) for device in (self.low, self.device) if device
-        ]
+        arch, weights, found = network.architecture, network.weights, []
+        for device in (self.low, self.device):
+            if device is not None:
+                export = self._exporter(weights).export(network.name, arch, device)
+                if self.low is not None:
+                    export.label_top1 = self._label_top1(arch, device, weights)
+                found.append(export)
+        return found
 
-    def _export(self, name: str, arch: Architecture, device: Device) -> Export:
-        export = self.exporter.export(name, arch, device)
-        if self.low is not None:
-            export.label_top1 = self._label_top1(arch, device)
-        return export
+    def _exporter(self, weights: File | None) -> Exporter:
+        """What exports the supernet's weights, or those that fine-tuning made of them."""
+        return self.exporter if weights is None else self._finetuned[weights.path]
 
-    def _label_top1(self, arch: Architecture, device: Device) -> float:
+    def _label_top1(self, arch: Architecture, device: Device, weights: File | None = None) -> float:
         """Measured on the label images: in torch for fp32, else by the files in their runtime."""
-        tuned = ", fine-tuned" if arch in self.exporter.tuned else ""
+        exporter, of = self._exporter(weights), f"{arch}, fine-tuned {weights.sha256}" if weights else str(arch)
         if device.precision == "fp32":
-            if arch in self.label_top1 and not tuned:
+            if weights is None and arch in self.label_top1:
                 return self.label_top1[arch]
             batches = self.data.batches("label", arch.resolution)
-            found = self.done.once(f"label fp32 {arch}{tuned}", lambda: top1(self.exporter.plain(arch), batches))
-            self.label_top1[arch] = found
+            found = self.done.once(f"label fp32 {of}", lambda: top1(exporter.plain(arch), batches))
+            if weights is None:
+                self.label_top1[arch] = found
             return found
         return self.done.once(
-            f"label {device.name} {device.precision} {list(device.kept)} {arch}{tuned}",
-            lambda: self.exporter.judge(arch, device, self.exporter.convert(arch, device), "label").top1,
+            f"label {device.name} {device.precision} {list(device.kept)} {of}",
+            lambda: exporter.judge(arch, device, exporter.convert(arch, device), "label").top1,
         )
 
     def hold_budgets(self, networks: list[Network]) -> list[Network]:
@@ -265,14 +299,12 @@ class Job:
         for index, network in enumerate(chosen):
             self.report("fine-tuning", index, len(chosen))
             arch = network.architecture
-            if arch not in self.exporter.tuned:
-                own = Trained.of(self.supernet, arch)
-                recipe = finetune(epochs, min(TUNING_BATCH, self.data.size("train")))
-                train(own, self.data, recipe, self.out / "finetune" / network.name, seed=self.seed)
-                self.exporter.tune(arch, own)
-            before = network.label_top1
+            own, tuning = tuned(self.supernet, arch, self.data, epochs, self.seed, self.out, network.name)
+            self._finetuned[tuning.weights.path] = Exporter(own, self.data, self.out)
+            before = self._label_top1(arch, self.device)
+            network.finetuning = tuning
             network.exports = self._exports(network)
-            network.label_top1 = self._label_top1(arch, self.device)
+            network.label_top1 = self._label_top1(arch, self.device, network.weights)
             network.attempts.append(
                 f"fine-tuned for {epochs} epochs: label top-1 {before:.2f} -> {network.label_top1:.2f} %"
             )
@@ -288,22 +320,25 @@ class Job:
 
     def time(self, exports: Sequence[tuple[Network, Export]]) -> None:
         """Latency of exported files, interleaved."""
-        if not exports:
-            return
-        for (_, export), timing in zip(exports, self._timings(exports), strict=True):
-            export.latency_ms, export.latency_spread_ms = timing.median, timing.spread
+        here: list[tuple[Network, Export]] = []
+        away: list[tuple[Network, Export]] = []
+        for network, export in exports:
+            (here if self._device_of(export).is_here else away).append((network, export))
+        if here:
+            loads = [
+                self._device_of(export).loader(read_files(self.out, export.files), image_shape(network.architecture))
+                for network, export in here
+            ]
+            step = "timing on the device"
+            self._note(here, time_turns(loads, WHOLE, report=lambda done, total: self.report(step, done, total)))
+        if away:  # a plan for another machine, or its results; weights make no difference to it
+            modules = [(self.exporter.plain(n.architecture), image_shape(n.architecture)) for n, _ in away]
+            self._note(away, self.device.time(modules, WHOLE))
 
-    def _timings(self, exports: Sequence[tuple[Network, Export]]) -> list[Timing]:
-        files = [read_files(self.out, export.files) for _, export in exports]
-        shapes = [image_shape(network.architecture) for network, _ in exports]
-        if not self.target.is_here:  # a plan for another machine, or its results
-            onnx = [(content[".onnx"], shape) for content, shape in zip(files, shapes, strict=True)]
-            return [summarise(row) for row in self.target.time(onnx, WHOLE)]
-        devices = [self._device_of(export) for _, export in exports]
-        loads = [d.loader(content, shape) for d, content, shape in zip(devices, files, shapes, strict=True)]
-        step = "timing on the device"
-        ms = time_turns(loads, WHOLE, report=lambda done, total: self.report(step, done, total))
-        return [summarise(row) for row in ms]
+    def _note(self, exports: Sequence[tuple[Network, Export]], ms: NDArray[np.float64]) -> None:
+        for (_, export), row in zip(exports, ms, strict=True):
+            timing = summarise(row)
+            export.latency_ms, export.latency_spread_ms = timing.median, timing.spread
 
     def choice(self, network: Network) -> int:
         """The export to use: within the budget and accurate enough, the fastest; else the best within the budget."""
@@ -327,7 +362,7 @@ class Job:
             for device in devices:
                 self.report("further exports", step, len(networks))
                 self.further[device.name, device.precision] = device
-                export = self.exporter.export(network.name, network.architecture, device)
+                export = self._exporter(network.weights).export(network.name, network.architecture, device)
                 network.exports.append(export)
                 added.append((network, export))
         if added:
@@ -338,7 +373,8 @@ class Job:
         """Every network as a Python file with its weights, which needs nothing of this package."""
         for index, network in enumerate(networks):
             self.report("standalone files", index, len(networks))
-            network.standalone = self.exporter.export_standalone(network.name, network.architecture)
+            exporter = self._exporter(network.weights)
+            network.standalone = exporter.export_standalone(network.name, network.architecture)
         self.report("standalone files", len(networks), len(networks))
 
     def verify(self, networks: Sequence[Network]) -> None:
@@ -352,7 +388,8 @@ class Job:
     def _verify(self, network: Network, export: Export) -> None:
         device, files = self._device_of(export), read_files(self.out, export.files)
         step = f"test {export.device} {export.precision} {[file.sha256 for file in export.files]}"
-        judged = self.done.once(step, lambda: list(self.exporter.judge(network.architecture, device, files, "test")))
+        exporter = self._exporter(network.weights)
+        judged = self.done.once(step, lambda: list(exporter.judge(network.architecture, device, files, "test")))
         export.test_top1, export.parity, export.agreement = judged
         if device.is_here:
             shape = image_shape(network.architecture)

@@ -23,7 +23,8 @@ from onceforall.predict.labels import Label
 Role = Literal["largest", "searched", "uniform", "given"]
 Kind = Literal["measured", "predicted"]
 
-FORMAT = "onceforall.manifest/2"
+FORMAT = "onceforall.manifest/3"
+LATENCY = "latency.json"  # the latency model, beside the manifest
 
 
 def number(value: float | None, unit: str, kind: Kind) -> dict[str, Any] | None:
@@ -115,6 +116,19 @@ class Export:
         return export
 
 
+@dataclass(frozen=True)
+class Finetuning:
+    """That a network went on training after it was chosen: for how long, and the weights that came out."""
+
+    epochs: int
+    weights: File
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Finetuning:
+        """The inverse of `asdict`."""
+        return cls(int(value["epochs"]), *_files([value["weights"]]))
+
+
 def _files(value: Sequence[Mapping[str, Any]]) -> list[File]:
     return [File(str(file["path"]), int(file["bytes"]), str(file["sha256"])) for file in value]
 
@@ -125,6 +139,7 @@ class Network:
 
     Latency in ms at batch 1 on the device; top-1 in percent: `predicted_top1` and `label_top1` (torch, fp32)
     are about the label images.
+    `predicted_top1` is about the supernet's weights, whatever fine-tuning made of them.
     """
 
     role: Role
@@ -140,6 +155,12 @@ class Network:
     chosen: int = 0
     standalone: list[File] = field(default_factory=list)  # Python code and weights that need torch alone
     attempts: list[str] = field(default_factory=list)
+    finetuning: Finetuning | None = None
+
+    @property
+    def weights(self) -> File | None:
+        """Its own, where it went on training; else it has the supernet's."""
+        return self.finetuning.weights if self.finetuning else None
 
     @property
     def export(self) -> Export:
@@ -159,7 +180,7 @@ class Network:
     @property
     def name(self) -> str:
         """Role and budget, as its folder is called."""
-        return f"{self.role}-{self.budget.replace('%', 'pct').replace(' ', '')}" if self.budget else self.role
+        return folder_name(self.role, self.budget)
 
     @property
     def budget_met(self) -> bool | None:
@@ -183,6 +204,7 @@ class Network:
             "chosen": self.chosen,
             "standalone": [asdict(file) for file in self.standalone],
             "attempts": self.attempts,
+            "finetuning": asdict(self.finetuning) if self.finetuning else None,
         }
 
     @classmethod
@@ -202,7 +224,13 @@ class Network:
             int(value["chosen"]),
             _files(value["standalone"]),
             list(value["attempts"]),
+            Finetuning.from_json(value["finetuning"]) if value["finetuning"] else None,
         )
+
+
+def folder_name(role: Role, budget: str | None) -> str:
+    """What the folder of a network is called."""
+    return f"{role}-{budget.replace('%', 'pct').replace(' ', '')}" if budget else role
 
 
 @dataclass
@@ -224,7 +252,7 @@ class Specialization:
             **self.about,
             "device": self.device,
             "latency_model": {
-                "file": "latency.json",
+                "file": LATENCY,
                 "device": dict(self.table.device),
                 "differs": differences(self.table.device, self.device),
                 **self.table.summary(),

@@ -21,11 +21,11 @@ from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.model import Constraint
 from onceforall.cost.profile import profile
 from onceforall.cost.saved import load_latency
-from onceforall.data.dataset import Data
+from onceforall.data.dataset import Data, described_input
 from onceforall.deploy.budgets import parse_budget
 from onceforall.deploy.card import write_card
 from onceforall.deploy.job import Job
-from onceforall.deploy.manifest import FORMAT, Specialization
+from onceforall.deploy.manifest import FORMAT, LATENCY, Specialization, folder_name
 from onceforall.deploy.steps import FinishedSteps
 from onceforall.devices.device import Device
 from onceforall.errors import InvalidConfiguration
@@ -87,6 +87,7 @@ def specialize(
     where a budget is below what the space reaches on this device, UnwritableOutput where `out` cannot be written.
     """
     out = Path(out)
+    _check(supernet, budgets, architectures, finetune, exports)
     began = time.perf_counter()
     identity = {
         "supernet": about or {},
@@ -96,12 +97,13 @@ def specialize(
         "device": device.describe() if device.is_here else f"{device.name}, {device.threads} thread(s)",
         "seed": seed,
     }
-    write_json(out / "manifest.json", {"format": FORMAT, "state": "running"})
     job = Job(
         supernet, labels, data, device, out, FinishedSteps(out / "steps.jsonl", identity),
         limits=limits, quantize=quantize, max_drop=max_drop, full_int8=full_int8, candidates=candidates,
         seed=seed, report=report,
     )  # fmt: skip
+    # Not before what is asked for is known to make sense: a finished folder's manifest goes here.
+    write_json(out / "manifest.json", {"format": FORMAT, "state": "running"})
     report("accuracy predictor", 0, 1)
     job.fit()
     report("accuracy predictor", 1, 1)
@@ -111,19 +113,7 @@ def specialize(
         job.correct_predictor(quantized_labels)
     save_predictor(out / "predictor.safetensors", job.predictor)
 
-    largest = job.network("largest", None, None, supernet.space.largest())
-    job.measure_latency([largest])
-    bounds = [(text, parse_budget(text, largest.measured_latency_ms)) for text in budgets]
-    networks = [largest]
-    for index, (text, bound) in enumerate(bounds):
-        report("search", index, len(bounds))
-        networks += [job.searched(text, bound, bound), job.uniform(text, bound, bound)]
-    report("search", len(bounds), len(bounds))
-    networks += [
-        job.network("given", str(number) if number > 1 else None, None, arch)
-        for number, arch in enumerate(architectures, 1)
-    ]
-    networks = job.hold_budgets(networks)
+    networks = job.networks(budgets, architectures)
     if finetune:
         job.finetune(networks, finetune)
     job.export_further(networks, exports)
@@ -141,6 +131,7 @@ def specialize(
             "supernet": about or {},
             "space": supernet.space.to_json(),
             "data": data.describe(),
+            "input": described_input(data),
             "limits": [str(constraint) for constraint in limits],
             "quantize": comparison,
             "sensitivity": job.sensitivity,
@@ -156,11 +147,38 @@ def specialize(
     return result
 
 
+def _check(
+    supernet: Supernet,
+    budgets: Sequence[str],
+    architectures: Sequence[Architecture],
+    finetune: int,
+    exports: Sequence[Device],
+) -> None:
+    """Raises InvalidConfiguration or InvalidArchitecture for what would only fail after minutes of measuring."""
+    names: dict[str, str] = {}
+    for text in budgets:
+        parse_budget(text, 1.0)
+        name = folder_name("searched", text)
+        if name in names:
+            raise InvalidConfiguration(f"budgets {names[name]!r} and {text!r} are the same: give one of them")
+        names[name] = text
+    for arch in architectures:
+        supernet.space.validate(arch)
+    if finetune < 0:
+        raise InvalidConfiguration(f"finetune {finetune}: expected a number of epochs, or 0 for none")
+    for device in exports:
+        if not device.is_here:
+            raise InvalidConfiguration(
+                f"further export {device.name}: another machine's runtime can only be what is specialised for; "
+                f"make it the device, or export to {device.name.partition('@')[0]}, timed here"
+            )
+
+
 def _latency_model(
     job: Job, table: LatencyTable | LearnedLatency | None, out: Path, report: Report
 ) -> LatencyTable | LearnedLatency:
     """The given one, one that an interrupted call made, or a new one; it is saved beside the results."""
-    path = out / "latency.json"
+    path = out / LATENCY
     if table is None:
 
         def make() -> str:

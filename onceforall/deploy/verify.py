@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onceforall import spaces
+from onceforall.checkpoint import load_network
 from onceforall.cost.analytic import macs, params
 from onceforall.cost.profile import WHOLE, image_shape
 from onceforall.cost.saved import load_latency
@@ -50,8 +51,8 @@ def verify(
     """Each claim of a folder's manifest, as it was found here. Raises BrokenClaim at the first that does not hold.
 
     data: the data set that the manifest names, for accuracies; supernet: the source, whose file has this
-    sha256, for parity with torch. Raises InvalidConfiguration or IncompatibleCheckpoint where the folder's files
-    cannot be read.
+    sha256, for parity with torch (networks that were fine-tuned bring their own weights). Raises
+    InvalidConfiguration or IncompatibleCheckpoint where the folder's files cannot be read.
     """
     folder = Path(folder)
     manifest, networks = read_manifest(folder)
@@ -78,6 +79,11 @@ def verify(
         if not manifest["predictor"]["corrected"]:
             stated, found = (f"{top1:.2f} %" for top1 in (network.predicted_top1, predictor.predict([arch])[0]))
             yield _equal(f"{network.name}: predicted top-1", stated, found)
+        judge = exporter
+        if network.weights:
+            (size,) = map(len, read_files(folder, [network.weights]).values())
+            yield Claim(f"{network.name}: fine-tuned weights, sha256", f"{size} bytes", f"{size} bytes")
+            judge = Exporter(load_network(folder / network.weights.path), data, folder) if data is not None else None
         if network.standalone:
             size = sum(map(len, read_files(folder, network.standalone).values()))
             yield Claim(f"{network.name}: standalone files, sha256", f"{size} bytes", f"{size} bytes")
@@ -90,7 +96,7 @@ def verify(
             if isinstance(device, str):
                 yield Claim(f"{about}: accuracy, latency", export.runtime, device, repeated=False)
                 continue
-            yield from _accuracy(about, network, export, device, files, data, exporter)
+            yield from _accuracy(about, network, export, device, files, data, judge)
             yield from _latency(about, network, export, device, files, manifest["device"])
             if not math.isnan(export.memory_bytes):
                 yield _memory(about, network, export, device, files)

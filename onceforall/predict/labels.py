@@ -1,6 +1,6 @@
 """Labels: measured (architecture, top-1) rows on the held-out label images; resumable.
 
-A labels file is JSONL: a header with the format, space, supernet checksum, split and seed, then one
+A labels file is JSONL: a header with the format, space, digest of the weights, split and seed, then one
 row a sub-network: `{"kind": ..., "architecture": ..., "top1": ...}`.
 
 The kinds are those of `predict/sampling.py`.
@@ -18,6 +18,7 @@ from typing import Any
 
 from onceforall import spaces
 from onceforall.architecture import Architecture
+from onceforall.checkpoint import digest
 from onceforall.data.dataset import Data, Split
 from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import Evaluator
@@ -29,7 +30,7 @@ from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.labels/1"
 
-# What the headers of older files leave out.
+# What the headers of older files leave out; and "weights", the digest of the supernet's.
 DEFAULTS = {"distribution": "mixed", "precision": "fp32"}
 PATIENCE = 0.5  # seconds between looks at what the other processes have done
 
@@ -56,12 +57,13 @@ def label(
     precision: str = "fp32",
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Label]:
-    """Measure sub-networks on a split and write them to `path`; rows already there are kept.
+    """Measure sub-networks on a split and write them to `path`; rows already there are kept, asked for or not.
 
-    Each is extracted and its batch norm recalibrated first. `distribution` and `precision`:
-    `predict/sampling.py` and `Evaluator`. `report` receives (done, total). Started by `torchrun`, the
-    processes share the work: each measures its part into a file beside `path`, and the first gathers.
-    Raises InvalidConfiguration where the file is of another space, seed or data set.
+    Returns those that were asked for. Each is extracted and its batch norm recalibrated first.
+    `distribution` and `precision`: `predict/sampling.py` and `Evaluator`. `report` receives (done,
+    total). Started by `torchrun`, the processes share the work: each measures its part into a file
+    beside `path`, and the first gathers. Raises InvalidConfiguration where the file is of another
+    supernet, seed or data set.
     """
     if split == "test":
         raise InvalidConfiguration("labels on test images would let the test set select: use the label split")
@@ -75,6 +77,7 @@ def label(
         "seed": seed,
         "distribution": distribution,
         "precision": precision,
+        "weights": digest(supernet),
     }
     planned = plan(supernet.space, count, seed, uniform, distribution)
     done = _gather(path, header, supernet.space)
@@ -87,15 +90,15 @@ def label(
     # One resolution after the other: the evaluator keeps what those have in common.
     todo = sorted((item for item in planned[rank::world] if item[1] not in done), key=lambda item: item[1].resolution)
     for number, (kind, arch) in enumerate(todo, 1):
-        done[arch] = evaluator.top1(arch)
-        append_jsonl(own, _row(Label(kind, arch, done[arch])))
+        done[arch] = Label(kind, arch, evaluator.top1(arch))
+        append_jsonl(own, _row(done[arch]))
         report(len(planned) - world * (len(todo) - number), len(planned))
     while not all(arch in done for _, arch in planned):  # the other processes are not there yet
         time.sleep(PATIENCE)
         done = _gather(path, header, supernet.space)
-    results = [Label(kind, arch, done[arch]) for kind, arch in planned]
+    results = [Label(kind, arch, done.pop(arch).top1) for kind, arch in planned]
     if rank == 0:
-        write_jsonl(path, [header, *map(_row, results)])
+        write_jsonl(path, [header, *map(_row, [*results, *done.values()])])
         for part in _parts(path):
             part.unlink(missing_ok=True)
     return results
@@ -106,21 +109,22 @@ def _parts(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.name}.*-of-*"))
 
 
-def _gather(path: Path, header: dict[str, Any], space: SearchSpace) -> dict[Architecture, float]:
-    """Top-1 of everything that was measured. Raises InvalidConfiguration where a file is of another call."""
-    found: dict[Architecture, float] = {}
+def _gather(path: Path, header: dict[str, Any], space: SearchSpace) -> dict[Architecture, Label]:
+    """Everything that was measured. Raises InvalidConfiguration where a file is of another call."""
+    found: dict[Architecture, Label] = {}
+    defaults = {**DEFAULTS, "weights": header["weights"]}
     for part in (path, *_parts(path)):
         with contextlib.suppress(FileNotFoundError):  # the first process has just gathered it
             if not part.exists():
                 continue
             theirs, rows = _read(part)
-            same = as_json({**DEFAULTS, **theirs, "space": header["space"]}) == as_json(header)
+            same = as_json({**defaults, **theirs, "space": header["space"]}) == as_json(header)
             if not same or not _is_of(theirs, space):
                 raise InvalidConfiguration(
-                    f"{part} holds labels of another space, seed, data set, distribution or precision: "
+                    f"{part} holds labels of another supernet, seed, data set, distribution or precision: "
                     "choose a new file"
                 )
-            found |= {row.architecture: row.top1 for row in rows}
+            found |= {row.architecture: row for row in rows}
     return found
 
 

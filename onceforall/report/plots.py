@@ -56,7 +56,8 @@ def front(result: Specialization, space: SearchSpace, path: Path) -> None:
     device = result.device
     axes.set_xlabel(f"latency (ms), batch 1, {device['runtime']}, {device['threads']} thread(s), {device['processor']}")
     axes.set_ylabel("top-1 (%)")
-    axes.set_title("Specialised without training: accuracy against latency")
+    tuned = any(network.finetuning for network in result.networks)
+    axes.set_title(f"Specialised {'and fine-tuned' if tuned else 'without training'}: accuracy against latency")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
     with replacing(path) as temporary:

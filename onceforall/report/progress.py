@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -83,7 +84,7 @@ class Training:
             self._progress.console.print(f"{record['name']}, step {record['step']}: top-1 on label images: {said}")
         elif record.get("event") == "rollback":
             self._progress.console.print(
-                f"[yellow]{record['reason']}[/]\nback to phase {record['name']}, step {record['step']}, with "
+                f"[yellow]{escape(record['reason'])}[/]\nback to phase {record['name']}, step {record['step']}, with "
                 f"{record['rate_scale']:g} of the learning rate"
             )
 

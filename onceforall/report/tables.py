@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.markup import escape
@@ -46,18 +47,19 @@ def exports(result: Specialization) -> Table:
         table.add_column(header, justify="right" if header not in ("", "runtime") else "left", no_wrap=header == "")
     for network in result.networks:
         for index, export in enumerate(network.exports):
-            plain = next((e for e in network.exports if e.device == export.device and e.precision == "fp32"), export)
+            plain = [other for other in network.exports if other.precision == "fp32"]  # all have torch's logits
+            same = [other for other in plain if other.device == export.device]
             table.add_row(
                 network.name if not index else "",
                 export.name,
                 f"{export.bytes / 1024:.0f}",
                 f"{export.test_top1:.2f}",
-                f"{plain.test_top1 - export.test_top1:.2f}",
+                f"{plain[0].test_top1 - export.test_top1:.2f}" if plain else "-",
                 f"{export.agreement:.2f}",
                 f"{export.parity:.1e}",
                 f"{export.latency_ms:.3f}",
-                f"{export.latency_ms / plain.latency_ms:.2f}",
-                f"{export.memory_bytes / 2**20:.1f}",
+                f"{export.latency_ms / same[0].latency_ms:.2f}" if same else "-",
+                "-" if math.isnan(export.memory_bytes) else f"{export.memory_bytes / 2**20:.1f}",
                 style="bold" if index == network.chosen else None,
                 end_section=index == len(network.exports) - 1,
             )

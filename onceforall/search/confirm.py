@@ -220,8 +220,9 @@ def measured_front(
     limits = Limits(space, constraints)
     rows = space.to_rows([space.smallest(), space.largest()])
     rows = np.concatenate([rows, space.sample_rows(measurements, rng)])
-    outside = np.flatnonzero(~np.isin(rows[:, 0], limits.resolutions))
-    rows[outside, 0] = rng.choice(limits.resolutions, len(outside))
+    # Resolutions in turn: a predictor knows nothing of one that no network had.
+    turns = np.resize(rng.permutation(limits.resolutions), len(rows))
+    rows[:, 0] = np.where(np.isin(rows[:, 0], limits.resolutions) & (np.arange(len(rows)) < 2), rows[:, 0], turns)
     first = list(dict.fromkeys(space.from_rows(limits.repair(rows, rng))))[: measurements - measurements // 2]
     measure(first, [None] * len(first))
     errors = []
@@ -229,7 +230,8 @@ def measured_front(
         left = (measurements - len(known)) // (rounds - number)
         predictor.fit(list(known), [point.top1 for point in known.values()])
         # Twice as many points as are wanted: some of them are known already.
-        found = front(space, predictor, [cost], constraints, points=2 * left, seed=seed + number, rounds=1)
+        reached = space.restrict(resolutions={architecture.resolution for architecture in known})
+        found = front(reached, predictor, [cost], constraints, points=2 * left, seed=seed + number, rounds=1)
         new = [point for point in found.points if point.architecture not in known]
         picked = [new[i] for i in np.unique(np.linspace(0, len(new) - 1, min(left, len(new))).round().astype(int))]
         if not picked:

@@ -25,6 +25,17 @@ from onceforall.errors import InvalidConfiguration, TrainingDiverged
 PATIENCE = timedelta(hours=1)
 
 
+def torch_device(name: str) -> torch.device:
+    """A device of torch that works here. Raises InvalidConfiguration."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InvalidConfiguration(f"device {name!r}: {reason}; choose cpu, or cuda where there is one") from error
+    return device
+
+
 class Processes:
     """This process among those of the run, alone without torchrun.
 
@@ -34,7 +45,7 @@ class Processes:
 
     def __init__(self, device: str) -> None:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.device = torch.device(device)
+        self.device = torch_device(device)
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         self._joined = False

@@ -16,7 +16,7 @@ def sgd(net: nn.Module, recipe: Recipe, momentum: Mapping[str, Tensor]) -> torch
     decayed = [p for p in named.values() if p.ndim > 1]
     free = [p for p in named.values() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=recipe.momentum, nesterov=True)
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
     for name, buffer in momentum.items():
         # Same memory format as the parameter: the update then runs in the same order of additions.
         optimizer.state[named[name]]["momentum_buffer"] = torch.empty_like(named[name]).copy_(buffer).detach()

@@ -197,7 +197,7 @@ def progressive_shrinking(
     `batch_norm_size` 64). `epochs` is the length of all six phases together, which keep their
     proportions (each has at least one epoch), or the six lengths. Warm-up takes 5 of 180 or 125
     epochs, rounded, in the long phases. Width multipliers, which the paper's spaces do not have, open
-    with the expand ratios.
+    with the expand ratios; what a space has beyond the paper's three choices, in the last phase of its kind.
     """
     if isinstance(epochs, Sequence):
         lengths = tuple(epochs)
@@ -211,15 +211,15 @@ def progressive_shrinking(
         lengths = tuple(max(1, round(length * epochs / sum(PAPER_EPOCHS))) for length in PAPER_EPOCHS)
     rate = partial(_rate, batch_size=batch_size, scale=learning_rate_scale)
     full, kernel, depth1, depth2, width1, width2 = lengths
-    taught: dict[str, Any] = {"teacher": "frozen", "kernels": 3}
-    wide: dict[str, Any] = {**taught, "depths": 3, "subnets": 4, "sort_channels": True}
+    taught: dict[str, Any] = {"teacher": "frozen", "kernels": ALL}
+    wide: dict[str, Any] = {**taught, "depths": ALL, "subnets": 4, "sort_channels": True}
     phases = (
         Phase("full", full, rate(2.6), _warmup(full, 180)),
         Phase("kernel", kernel, rate(0.96), _warmup(kernel, 125), **taught),
         Phase("depth 1", depth1, rate(0.08), depths=2, subnets=2, **taught),
-        Phase("depth 2", depth2, rate(0.24), _warmup(depth2, 125), depths=3, subnets=2, **taught),
+        Phase("depth 2", depth2, rate(0.24), _warmup(depth2, 125), depths=ALL, subnets=2, **taught),
         Phase("width 1", width1, rate(0.08), expands=2, width_multipliers=2, **wide),
-        Phase("width 2", width2, rate(0.24), _warmup(width2, 125), expands=3, width_multipliers=4, **wide),
+        Phase("width 2", width2, rate(0.24), _warmup(width2, 125), **{**wide, **OPEN}),
     )
     return Recipe("progressive_shrinking", phases, batch_size, **settings)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from onceforall.checkpoint import load_supernet, restore, save_network, save_sup
 from onceforall.data.batches import BatchPlan
 from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
-from onceforall.evaluate import measure_top1, specialised
+from onceforall.evaluate import check_classes, measure_top1, specialised
 from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.subnet import channels_last
 from onceforall.nn.supernet import Network, Supernet
@@ -59,6 +59,7 @@ def train(
     on_divergence: OnDivergence = "rollback",
     report: Callable[[Record], None] = lambda record: None,
     stop_after: int | None = None,
+    origin: str | None = None,
 ) -> N:
     """Train a supernet, or a single network, in place and write the run folder; one with a checkpoint is resumed.
 
@@ -66,15 +67,22 @@ def train(
     each log record, and after every step one with `"steps"`. `stop_after` ends the call after that
     many steps (a checkpoint is written). `on_divergence`: "rollback" goes on from the last checkpoint
     with half the learning rate for the rest of the phase, three times at most; "stop" raises at once.
+    `origin`: where the weights come from that training begins with, such as a checksum; a run folder
+    of another origin is refused, for it would be resumed with weights that have nothing to do with `net`.
 
     Started by `torchrun`, all processes take part; the folder must be one that all of them see.
 
     Raises InvalidConfiguration where the folder belongs to another run or the recipe does not suit
     the network, TrainingDiverged, UnwritableOutput where the folder cannot be written.
     """
-    for name, value in (("checkpoint_every", checkpoint_every), ("keep", keep), ("evaluate_every", evaluate_every)):
-        if value < 1:
-            raise InvalidConfiguration(f"{name} {value}: expected at least 1")
+    for name, value, least in (
+        ("checkpoint_every", checkpoint_every, 1),
+        ("keep", keep, 1),
+        ("evaluate_every", evaluate_every, 1),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise InvalidConfiguration(f"{name} {value}: expected at least {least}")
     for name, text, choices in (
         ("precision", precision, get_args(Precision)),
         ("on_divergence", on_divergence, get_args(OnDivergence)),
@@ -82,7 +90,7 @@ def train(
         if text not in choices:
             raise InvalidConfiguration(f"{name} {text!r}: choices are {', '.join(choices)}")
     with Processes(device) as processes:
-        _Run(net, data, recipe, Path(run), processes, seed, precision, keep).go(
+        _Run(net, data, recipe, Path(run), processes, seed, precision, keep, origin).go(
             checkpoint_every, evaluate_every, on_divergence, report, math.inf if stop_after is None else stop_after
         )
     return net
@@ -99,14 +107,12 @@ class _Run:
         seed: int,
         precision: Precision,
         keep: int,
+        origin: str | None,
     ) -> None:
         images = data.size("train")
         if recipe.batch_size > images:
             raise InvalidConfiguration(f"batch_size {recipe.batch_size}: the training split has {images} images")
-        if net.num_classes != data.num_classes:
-            raise InvalidConfiguration(
-                f"{data.name} has {data.num_classes} classes, and the network tells {net.num_classes} apart"
-            )
+        check_classes(net, data)
         processes.check_batch(recipe.batch_size, recipe.batch_norm_size)
         if isinstance(net, Network) and any(p.teacher != "none" or p.subnets > 1 for p in recipe.phases):
             raise InvalidConfiguration(
@@ -122,7 +128,14 @@ class _Run:
         self.chunk = recipe.batch_norm_size or recipe.batch_size // processes.world
         self.state = State()
         self.teachers: dict[int, nn.Module] = {}
-        described = {"seed": seed, "precision": precision, "batch_norm_size": self.chunk, "data": data.describe()}
+        described: dict[str, Any] = {
+            "seed": seed,
+            "precision": precision,
+            "batch_norm_size": self.chunk,
+            "data": data.describe(),
+        }
+        if origin is not None:
+            described["origin"] = origin
         identity = {"space.json": net.space.to_json(), "recipe.json": recipe.to_json(), "run.json": described}
         if isinstance(net, Network):
             identity["architecture.json"] = net.architecture.to_json()
@@ -136,19 +149,19 @@ class _Run:
         report: Callable[[Record], None],
         budget: float,
     ) -> None:
-        self.report = report if self.processes.first else lambda record: None
+        self.report, self.budget = report if self.processes.first else lambda record: None, budget
         self.checkpoint_every, self.evaluate_every = checkpoint_every, evaluate_every
         momentum = self._begin_or_resume()
         phases = self.recipe.phases
         while self.state.phase < len(phases):
-            if budget <= 0:
+            if self.budget <= 0:
                 return  # what comes next is in the folder
             phase = phases[self.state.phase]
             if self.state.step == 0 and phase.sort_channels and isinstance(self.net, Supernet):
                 self.net.sort_channels(self.recipe.opened_before(self.state.phase, self.net.space))
             optimizer = sgd(self.net, self.recipe, momentum)
             try:
-                budget = self._run_phase(phase, optimizer, budget)
+                self._run_phase(phase, optimizer)
             except TrainingDiverged as error:
                 if on_divergence == "stop" or self.state.rollbacks >= guard.ROLLBACKS:
                     raise TrainingDiverged(
@@ -162,10 +175,10 @@ class _Run:
             self._save_result()
         self.processes.wait()
 
-    def _run_phase(self, phase: Phase, optimizer: torch.optim.SGD, budget: float) -> float:
-        """The rest of a phase, or as many steps as the budget allows; what is left of the budget."""
+    def _run_phase(self, phase: Phase, optimizer: torch.optim.SGD) -> None:
+        """The rest of a phase, or as many steps as the budget allows."""
         state, steps = self.state, phase.epochs * self.steps_per_epoch
-        last = int(min(steps, state.step + budget))
+        last = int(min(steps, state.step + self.budget))
         plan = BatchPlan(
             self.data.size("train"),
             self.recipe.batch_size,
@@ -179,7 +192,7 @@ class _Run:
         for images, labels in self.data.training(plan.batches(state.step, last), self.device):
             window.add(self._train_step(phase, optimizer, images, labels), self.recipe.batch_size)
             state.step += 1
-            budget -= 1
+            self.budget -= 1
             self.report({**self._place(), "steps": steps})
             log = state.step % LOG_EVERY == 0 or state.step == steps
             checkpoint = state.step % self.checkpoint_every == 0 or state.step == last
@@ -203,7 +216,6 @@ class _Run:
             self.state = State(phase=state.phase + 1, rollbacks=state.rollbacks, seconds=state.seconds)
             self._checkpoint(None)
             self.processes.wait()  # for the teacher
-        return budget
 
     # One step
 

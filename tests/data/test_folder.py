@@ -200,7 +200,7 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_a_lone_class_is_refused_with_what_is_expected(tmp_path: Path) -> None:
     touch(tmp_path, *(f"train/{position}.png" for position in range(30)))
-    with pytest.raises(DataUnavailable, match=r"one class folder \(train\).* one of train/ and val/ or validation/ or"):
+    with pytest.raises(DataUnavailable, match=r"one class folder \(train\).* one of train/ and val/ or valid/ or"):
         image_folder(tmp_path)
 
 

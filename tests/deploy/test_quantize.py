@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from onceforall.cost.analytic import MACs, PeakActivationMemory
 from onceforall.cost.latency import LatencyTable
 from onceforall.data.dataset import ImageData
-from onceforall.deploy.exporting import Exporter
+from onceforall.deploy.exporting import Exporter, logits_of
 from onceforall.deploy.job import Job
 from onceforall.deploy.manifest import Export, File, Network
 from onceforall.deploy.specialize import specialize
@@ -67,10 +69,13 @@ def test_both_precisions_are_exported_and_measured(
     monkeypatch: pytest.MonkeyPatch,
     slower: Clocks,
 ) -> None:
+    def synthetic(job: Job, table: None, out: Path, report: object) -> LatencyTable:
+        made = LatencyTable.synthetic(job.space)
+        made.save(out / "latency.json")
+        return made
+
     monkeypatch.setattr(Job, "time", slower(0.9))
-    monkeypatch.setattr(
-        "onceforall.deploy.specialize._latency_model", lambda job, *given: LatencyTable.synthetic(job.space)
-    )
+    monkeypatch.setattr("onceforall.deploy.specialize._latency_model", synthetic)
     found = specialize(
         supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("80%",), quantize="int8",
         quantized_labels=6, candidates=1, max_drop=100,
@@ -304,7 +309,103 @@ def test_what_was_chosen_can_go_on_training(
             ).networks
         )  # fmt: skip
     (largest, plain), (same, tuned) = found
+    assert (plain.finetuning, same.finetuning) == (None, None)
+    assert tuned.finetuning is not None
+    assert tuned.finetuning.epochs == 1
     assert same.export.files[0].sha256 == largest.export.files[0].sha256  # only what was chosen
     assert tuned.export.files[0].sha256 != plain.export.files[0].sha256
     assert tuned.export.parity < 1e-4
     assert "fine-tuned for 1 epochs: label top-1" in tuned.attempts[-1]
+    card = (tmp_path / "1" / "MODEL_CARD.md").read_text()
+    assert "then fine-tuned (given: 1 epochs)" in card
+    assert "without further training" not in card
+
+
+@pytest.mark.usefixtures("same_speed")
+def test_fine_tuned_networks_have_weights_of_their_own_which_verify_knows(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    largest = supernet.space.largest()  # is there as a baseline, too
+
+    def call(epochs: int) -> list[Network]:
+        return specialize(
+            supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), architectures=[largest],
+            table=table, finetune=epochs, standalone=True,
+        ).networks  # fmt: skip
+
+    for epochs in (1, 2):  # a finished folder is no obstacle
+        baseline, tuned = call(epochs)
+        assert (baseline.export.parity, tuned.export.parity) < (1e-4, 1e-4)
+        assert baseline.export.files[0].sha256 != tuned.export.files[0].sha256
+        assert baseline.standalone[1].sha256 != tuned.standalone[1].sha256
+    assert len(list((tmp_path / "finetune").iterdir())) == 2
+    claims = {claim.about: claim for claim in verify(tmp_path, tiny_data, supernet)}
+    assert claims["given, onnxruntime fp32: parity with torch"].repeated
+    assert claims["given: fine-tuned weights, sha256"].repeated
+    weights = tmp_path / "given" / "finetuned.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(IncompatibleCheckpoint, match=r"finetuned\.safetensors is not what the manifest says"):
+        list(verify(tmp_path, tiny_data, supernet))
+
+
+def test_an_interrupted_call_keeps_what_it_chose(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, slower: Clocks,
+) -> None:  # fmt: skip
+    def call() -> list[Network]:
+        return specialize(
+            supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("80%",), table=table, candidates=1
+        ).networks
+
+    verify_all = Job.verify
+    monkeypatch.setattr(Job, "time", slower(1.0))
+    chosen: list[Network] = []
+
+    def killed(job: Job, networks: Sequence[Network]) -> None:
+        chosen.extend(networks)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Job, "verify", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    monkeypatch.setattr(Job, "verify", verify_all)
+    monkeypatch.setattr(Job, "time", slower(2.0))  # at this speed other networks would be chosen
+    monkeypatch.setattr("onceforall.deploy.job.search", None)
+    again = call()
+    assert [n.architecture for n in again] == [n.architecture for n in chosen]
+    assert [n.budget_ms for n in again] == [n.budget_ms for n in chosen]
+    assert again[1].measured_latency_ms == 2 * again[1].predicted_latency_ms
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budgets": ("0.5",)}, "budget '0.5': give milliseconds"),
+        ({"budgets": ("0.5 ms", "0.5ms")}, "budgets '0.5 ms' and '0.5ms' are the same"),
+        ({"candidates": 0}, "candidates 0: expected at least 1"),
+        ({"finetune": -1}, "finetune -1: expected a number of epochs"),
+        ({"quantize": "int4"}, "quantize 'int4'"),
+        ({"exports": [RemoteDevice("phone")]}, "further export onnxruntime@phone: .* export to onnxruntime, timed"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_a_finished_manifest_is_lost(
+    options: dict[str, Any], message: str, supernet: Supernet, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    (tmp_path / "manifest.json").write_text("finished")
+    with pytest.raises(InvalidConfiguration, match=message):
+        specialize(supernet, [], tiny_data, OnnxRuntimeDevice(), tmp_path, **options)
+    assert (tmp_path / "manifest.json").read_text() == "finished"
+
+
+def test_a_runtime_that_fails_is_an_error_and_no_endless_wait() -> None:
+    class Broken:
+        def load(self, files: object, shape: object) -> Callable[[Any], Any]:
+            def run(images: Any) -> Any:
+                raise RuntimeError("out of order")
+
+            return run
+
+    images, labels = torch.zeros(5, 3, 4, 4), torch.zeros(5)
+    device: Any = Broken()
+    with pytest.raises(RuntimeError, match="out of order"):
+        list(logits_of(device, {}, (1, 3, 4, 4), [(images, labels)]))

@@ -167,9 +167,9 @@ def test_folders_that_are_no_specialisation_are_refused(copied: Path, tmp_path: 
     with pytest.raises(InvalidConfiguration, match=r"cannot read .*manifest\.json"):
         list(verify(tmp_path))
     change(copied, lambda manifest: manifest.update(format="onceforall.manifest/1"))
-    with pytest.raises(IncompatibleCheckpoint, match=r"expected 'onceforall\.manifest/2'"):
+    with pytest.raises(IncompatibleCheckpoint, match=r"expected 'onceforall\.manifest/3'"):
         list(verify(copied))
-    change(copied, lambda manifest: manifest.update(format="onceforall.manifest/2", networks=[{}]))
+    change(copied, lambda manifest: manifest.update(format="onceforall.manifest/3", networks=[{}]))
     with pytest.raises(IncompatibleCheckpoint, match="not a manifest"):
         list(verify(copied))
     write_json(copied / "manifest.json", {"state": "running"})

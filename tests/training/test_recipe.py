@@ -45,9 +45,16 @@ def test_the_defaults_are_those_of_the_paper() -> None:
 
 
 def test_phases_open_kernels_then_depths_then_widths() -> None:
-    opened = [(phase.kernels, phase.depths, phase.expands) for phase in PAPER.phases]
+    units = [phase.opened(mobilenet_v3()).units[0] for phase in PAPER.phases]
+    opened = [(len(unit.kernels), len(unit.depths), len(unit.expands)) for unit in units]
     assert opened == [(1, 1, 1), (3, 1, 1), (3, 2, 1), (3, 3, 1), (3, 3, 2), (3, 3, 3)]
-    assert [phase.width_multipliers for phase in PAPER.phases] == [1, 1, 1, 1, 2, 4]
+    space = mobilenet_v3(width_multipliers=(0.25, 0.5, 0.75, 1))
+    assert [len(phase.opened(space).units[0].width_multipliers) for phase in PAPER.phases] == [1, 1, 1, 1, 2, 4]
+
+
+def test_at_the_end_everything_is_open_however_many_choices_there_are() -> None:
+    space = mobilenet_v3(depths=(1, 2, 3, 4), kernels=(3, 5, 7, 9), expands=(1, 2, 3, 4, 6))
+    assert PAPER.phases[-1].opened(space) == space
 
 
 def test_a_phase_opens_its_number_of_largest_choices() -> None:
