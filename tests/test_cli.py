@@ -22,7 +22,7 @@ from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import ImageData
 from onceforall.deploy import bundle_measure
 from onceforall.deploy.bundle import RUNTIMES, Bundle
-from onceforall.errors import InvalidConfiguration
+from onceforall.errors import BrokenClaim, InvalidConfiguration
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict import labels as labels_module
 from onceforall.predict.accuracy import MLPPredictor
@@ -131,8 +131,16 @@ def test_the_whole_road(
     ):
         assert (tmp_path / "out" / name).stat().st_size > 0
     assert not (tmp_path / "out" / "steps.jsonl").exists()
-    stdout = run(road, "verify", tmp_path / "out", "--model", model)
+    stdout = run(road, "verify", tmp_path / "out")  # the manifest knows the model
     assert json.loads(stdout.splitlines()[-1])["verified"] >= 3 * 6
+    given_input = json.loads((tmp_path / "out" / "manifest.json").read_text())["input"]
+    assert (given_input["mean"], given_input["std"]) == ([0.5, 0.5, 0.5], [0.2, 0.2, 0.2])
+    verified = json.loads(stdout.splitlines()[-1])["verified"]
+    save_supernet(model / "supernet.safetensors", Supernet(tiny_space, seed=9))  # trained anew, say
+    stdout = run(road, "verify", tmp_path / "out")
+    assert json.loads(stdout.splitlines()[-1])["verified"] == verified - 1 - 3  # no checksum, no parity
+    with pytest.raises(BrokenClaim, match="source weights, sha256"):
+        run(road, "verify", tmp_path / "out", "--model", model)
     monkeypatch.setattr(bundle_measure, "_resident", lambda *given: 1024)
     (tmp_path / "small.json").write_text(json.dumps(tiny_space.smallest().to_json()))
     results = ("--result", tmp_path / "result.json", "--result", tmp_path / "small.json")
@@ -171,7 +179,14 @@ def test_devices_are_listed_with_what_to_install() -> None:
         (("train", "--out", "x", "--data", "cifar10:nowhere"), "nowhere holds no data_batch_1.bin"),
         (("bundle", "--out", "x", "--result", "a.json", "--result", "b/a.json"), "--name a, a: give each of the 2"),
         (("bundle", "--out", "x", "--result", "nowhere"), "cannot read nowhere"),
-        (("label", "--model", "nowhere"), "supernet.safetensors does not exist"),
+        (("label", "--model", "nowhere"), "no such folder; known supernets are cifar10, mit/"),
+        (("label", "--model", "cifar10"), "--model cifar10 is no run folder: say with --out where its labels go"),
+        (("train", "--out", "x [/b]", "--model", "photos [old]"), "--model photos [old]: no such folder"),
+        (("finetune", "--out", "x", "--result", "[red]"), "cannot read [red]"),
+        (("profile", "--out", "x", "--device", "absent"), "pip install 'onceforall[thing]'"),
+        (("train", "--out", "x", "--subnets", "0"), "subnets 0: expected an integer of at least 1"),
+        (("train", "--out", "x", "--batch-size", "0"), "batch_size 0: expected an integer of at least 2"),
+        (("label", "--model", "cifar10", "--out", "x", "--device", "gpu"), "device 'gpu': "),
         (("search", "--out", "x", "--model", "nowhere"), "no such folder; known supernets are cifar10, mit/"),
     ],
 )
@@ -183,6 +198,12 @@ def test_bad_input_is_one_line_and_exit_code_1(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+
+    def absent(*given: object) -> None:
+        raise InvalidConfiguration("pip install 'onceforall[thing]'")
+
+    if "absent" in arguments:
+        monkeypatch.setattr(cli.profiling.runtimes, "by_name", absent)
     monkeypatch.setattr(sys, "argv", ["ofa", *arguments])
     monkeypatch.setattr(cli.console, "width", 500)
     with pytest.raises(SystemExit) as caught:
@@ -190,6 +211,12 @@ def test_bad_input_is_one_line_and_exit_code_1(
     assert caught.value.code == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_batch_norm_runs_over_what_divides_a_process_s_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [cli.building._chunk(batch) for batch in (2048, 64, 48, 32, 100, 33)] == [64, 64, 16, 32, 4, 0]
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert [cli.building._chunk(batch) for batch in (2048, 256, 100)] == [64, 32, 4]
 
 
 def test_the_command_is_installed() -> None:
@@ -242,3 +269,30 @@ def test_training_begins_with_the_weights_of_a_supernet(
         assert len(same) == len(dict(origin.named_parameters())) - 2
         for name, tensor in same.items():
             assert_close(trained[name], tensor, rtol=0, atol=1e-4)
+
+
+def test_what_was_trained_from_other_weights_is_not_taken_for_this(
+    road: CliRunner, tmp_path: Path, tiny_space: SearchSpace
+) -> None:
+    (tmp_path / "arch.json").write_text(json.dumps(tiny_space.largest().to_json()))
+    given = ("--result", tmp_path / "arch.json", "--epochs", 1, "--batch-size", 128, "--out", tmp_path / "tuned")
+    for seed in (0, 1):
+        save_supernet(tmp_path / "model" / "supernet.safetensors", Supernet(tiny_space, seed=seed))
+        if not seed:
+            run(road, "finetune", "--model", tmp_path / "model", *given)
+    with pytest.raises(InvalidConfiguration, match=r"run\.json is of another run"):
+        run(road, "finetune", "--model", tmp_path / "model", *given)
+
+
+def test_a_result_that_was_found_for_another_supernet_is_noticed(
+    tmp_path: Path, tiny_space: SearchSpace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"model": "runs/mine", "architecture": tiny_space.largest().to_json()}))
+    assert cli.common.read_architecture(path, "runs/mine") == tiny_space.largest()
+    assert capsys.readouterr().err == ""
+    assert cli.common.read_architecture(path, "cifar10") == tiny_space.largest()
+    assert "found for --model runs/mine" in " ".join(capsys.readouterr().err.split())
+    path.write_text(json.dumps({"format": "onceforall.front/1", "points": []}))
+    with pytest.raises(InvalidConfiguration, match="is a whole front: search for one budget"):
+        cli.common.read_architecture(path)

@@ -349,6 +349,7 @@ def by_name(name: str, **given: Any) -> Recipe:
 
 def _rate(paper: float, batch_size: int, scale: float) -> float:
     """A learning rate of the paper, in proportion to the batch."""
+    _integer("batch_size", batch_size, 2)
     return paper * scale * batch_size / PAPER_BATCH
 
 

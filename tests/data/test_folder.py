@@ -198,6 +198,20 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert image_folder(tmp_path).num_classes == 2
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+def test_a_test_set_has_one_of_these_names(tmp_path: Path, name: str) -> None:
+    for split in ("train", name):
+        classes_in(tmp_path / split, 20)
+    assert len(image_folder(tmp_path).test) == 60
+
+
+def test_a_test_set_of_another_name_is_not_taken_for_a_class(tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        classes_in(tmp_path / split, 20)
+    with pytest.raises(DataUnavailable, match="no test set: name that one val/ or valid/ or validation/ or test/"):
+        image_folder(tmp_path)
+
+
 def test_a_lone_class_is_refused_with_what_is_expected(tmp_path: Path) -> None:
     touch(tmp_path, *(f"train/{position}.png" for position in range(30)))
     with pytest.raises(DataUnavailable, match=r"one class folder \(train\).* one of train/ and val/ or valid/ or"):

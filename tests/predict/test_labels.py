@@ -53,6 +53,35 @@ def test_a_file_of_another_run_is_refused(tiny_supernet: Supernet, tiny_data: Im
         label(tiny_supernet, tiny_data, path, count=1, seed=1, uniform=False)
 
 
+def test_rows_that_are_not_asked_for_again_are_kept(
+    tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "labels.jsonl"
+    many = label(tiny_supernet, tiny_data, path, count=4)
+    monkeypatch.setattr(Evaluator, "top1", None)  # nothing is measured again
+    few = label(tiny_supernet, tiny_data, path, count=2, uniform=False)
+    assert len(few) == 2
+    kept = read_labels(path)
+    assert len(kept) == len(many)
+    assert set(kept) == set(many)
+
+
+def test_labels_of_other_weights_are_refused(tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    label(tiny_supernet, tiny_data, path, count=1, uniform=False)
+    with pytest.raises(InvalidConfiguration, match="labels of another supernet"):
+        label(Supernet(tiny_supernet.space, seed=77), tiny_data, path, count=1, uniform=False)
+
+
+def test_data_of_other_classes_are_refused(tiny_space: SearchSpace, tiny_data: ImageData, tmp_path: Path) -> None:
+    other = Supernet(tiny_space.with_classes(3))
+    message = "tiny has 4 classes, and the network tells 3 apart: give the data"
+    with pytest.raises(InvalidConfiguration, match=message):
+        label(other, tiny_data, tmp_path / "labels.jsonl", count=1)
+    with pytest.raises(InvalidConfiguration, match=message):
+        measure_top1(other, tiny_space.with_classes(3).smallest(), tiny_data, "label")
+
+
 def test_the_test_split_is_refused(tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path) -> None:
     with pytest.raises(InvalidConfiguration, match="use the label split"):
         label(tiny_supernet, tiny_data, tmp_path / "labels.jsonl", split="test")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from onceforall import spaces
 from onceforall.architecture import Architecture
 from onceforall.cost.analytic import MACs, Parameters
 from onceforall.cost.latency import LatencyTable
@@ -127,6 +128,28 @@ def test_a_measured_front_measures_fits_and_searches_in_turn(tiny_space: SearchS
     assert {point.predicted_top1 is None for point in found.measured[:20]} == {True}
     value = json.loads(json.dumps(found.to_json()))
     assert len(value["front"]) == len(found.points)
+
+
+def test_predictors_know_every_resolution_that_is_searched(curved: Make) -> None:
+    """More resolutions than the first measurements: those without one are left out."""
+
+    class Strict(Fitted):
+        def predict_rows(self, rows: np.ndarray) -> np.ndarray:
+            assert set(rows[:, 0].tolist()) <= self.known
+            return super().predict_rows(rows)
+
+        def fit(self, architectures: Sequence[Architecture], accuracies: Sequence[float]) -> Strict:
+            self.known = {self.space.resolutions.index(arch.resolution) for arch in architectures}
+            super().fit(architectures, accuracies)
+            return self
+
+    space = spaces.mobilenet_v3()
+    truth = curved(space)
+    found = measured_front(
+        space, Strict(space), MACs(), lambda archs: truth.predict_rows(space.to_rows(archs)).tolist(),
+        measurements=30, rounds=1,
+    )  # fmt: skip
+    assert len({point.architecture.resolution for point in found.measured[:15]}) >= 13
 
 
 def test_measured_costs_decide_where_they_are_given(tiny_space: SearchSpace, linear: Make) -> None:

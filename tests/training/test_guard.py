@@ -153,6 +153,15 @@ def test_a_run_that_diverges_goes_on_from_its_last_checkpoint_with_half_the_rate
     assert all(tensor.isfinite().all() for tensor in trained.state_dict().values())
 
 
+def test_steps_before_a_rollback_count_among_those_of_the_call(
+    tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, poison: Poison, rates: list[float]
+) -> None:
+    poison({4})
+    train(Supernet(tiny_space), few_data, RECIPE, tmp_path, checkpoint_every=2, stop_after=6)
+    assert len(rates) == 6
+    assert (read_json(tmp_path / "state.json")["phase"], read_json(tmp_path / "state.json")["step"]) == (0, 4)
+
+
 def test_the_last_step_of_a_run_may_diverge_too(
     tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, poison: Poison, rates: list[float]
 ) -> None:

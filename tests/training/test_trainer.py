@@ -241,8 +241,9 @@ def contents(run: Path) -> dict[Path, bytes]:
         (replace(PLAIN, batch_norm_size=15), {}, "recipe.json"),
         (PLAIN, {"seed": 1}, "run.json"),
         (PLAIN, {"precision": "bf16"}, "run.json"),
+        (PLAIN, {"origin": "5" * 64}, "run.json"),
     ],
-    ids=["momentum", "chunks", "seed", "precision"],
+    ids=["momentum", "chunks", "seed", "precision", "origin"],
 )
 def test_the_folder_of_another_run_is_refused_and_left_alone(
     started: Path, tiny_space: SearchSpace, few_data: ImageData, recipe: Recipe, options: dict[str, Any], file: str
@@ -847,6 +848,24 @@ def test_settings_that_count_from_one_are_checked(
     with pytest.raises(InvalidConfiguration, match=f"{setting} 0: expected at least 1"):
         train(Supernet(tiny_space), tiny_data, PLAIN, tmp_path / "run", **{setting: 0})  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"seed": -1}, "seed -1: expected at least 0"), ({"device": "gpu"}, "device 'gpu': .*; choose cpu, or cuda")],
+)
+def test_what_cannot_be_is_refused_before_the_folder_is_begun(
+    tmp_path: Path, tiny_space: SearchSpace, tiny_data: ImageData, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidConfiguration, match=message):
+        train(Supernet(tiny_space), tiny_data, PLAIN, tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_without_momentum(tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData) -> None:
+    before = Supernet(tiny_space)
+    after = train(Supernet(tiny_space), few_data, replace(PLAIN, momentum=0.0), tmp_path, stop_after=2)
+    assert not torch.equal(next(before.parameters()), next(after.parameters()))
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path, tiny_space: SearchSpace, tiny_data: ImageData) -> None:
