@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 import onceforall as ofa
 from onceforall.cost.latency import LatencyTable
+from onceforall.predict.labels import Label
 from onceforall.space import SearchSpace
 
 README = Path(__file__).parent.parent / "README.md"
@@ -64,6 +66,28 @@ def test_the_lines_on_published_artefacts_run(tmp_path: Path, monkeypatch: pytes
     assert names["best"].costs[0].value <= 25
     again, _ = ofa.interop.load_network(tmp_path / "note10_25ms")
     assert again.architecture == names["best"].architecture
+
+
+def test_the_lines_that_run_a_file_run(
+    tiny_supernet: ofa.Supernet,
+    tiny_data: ofa.ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("onceforall.deploy.job.measure_memory", lambda *given: 1)
+    Image.new("RGB", (40, 36), (6, 90, 200)).save("horse.png")
+    data = replace(tiny_data, classes=("ant", "bee", "cow", "dog"), _prepared={})
+    space = tiny_supernet.space
+    labels = [Label("random", arch, 50.0 + sum(arch.depths)) for arch in space.uniforms()]
+    table = LatencyTable.synthetic(space)
+    ofa.specialize(
+        tiny_supernet, labels, data, ofa.device("onnxruntime"), "out", budgets=(), architectures=[space.smallest()],
+        table=table,
+    )  # fmt: skip
+    exec(compile(code_below("From a budget to a file that runs"), "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() in data.classes
 
 
 def test_the_space_of_the_readme_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
