@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -85,7 +86,10 @@ class Choices:
     units: tuple[Unit, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resolutions", tuple(self.resolutions))  # JSON has lists
+        try:  # of lists, as JSON has, and of numpy's integers, which it has not
+            object.__setattr__(self, "resolutions", tuple(map(operator.index, self.resolutions)))
+        except TypeError:
+            raise InvalidConfiguration(f"resolutions {self.resolutions}: expected integers (px)") from None
         object.__setattr__(self, "units", tuple(self.units))
         if not self.resolutions or list(self.resolutions) != sorted(set(self.resolutions)) or self.resolutions[0] < 1:
             raise InvalidConfiguration(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from onceforall.errors import DataUnavailable
+from filelock import FileLock
+
+from onceforall.errors import DataUnavailable, UnwritableOutput
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 20.0  # seconds without an answer
@@ -21,6 +24,21 @@ def cache_folder() -> Path:
     if given:
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onceforall"
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Other processes that want to fill the same folder wait here. Raises UnwritableOutput."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire()
+    except OSError as error:
+        raise UnwritableOutput(f"cannot write {folder}: {error.strerror or error}; set ONCEFORALL_CACHE") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fetch(url: str, path: Path, report: Callable[[int, int], None] = lambda done, total: None) -> None:

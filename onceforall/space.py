@@ -28,6 +28,8 @@ from onceforall.layers import LayerSpec
 
 Rows = NDArray[np.int16]
 
+FEWEST_CLASSES = 2
+
 
 class BlockForm(NamedTuple):
     """One form of an elastic block: the indices of its choices, and the layer that they make."""
@@ -76,9 +78,9 @@ class SearchSpace(Choices, ABC):
 
         Raises InvalidConfiguration for fewer than two, and where the space has no field `num_classes`.
         """
-        if num_classes < 2 or not hasattr(self, "num_classes"):
+        if num_classes < FEWEST_CLASSES or not hasattr(self, "num_classes"):
             raise InvalidConfiguration(
-                f"num_classes {num_classes}: expected at least 2, and a space with a field of that name"
+                f"num_classes {num_classes}: expected at least {FEWEST_CLASSES}, and a space with a field of that name"
             )
         changes: dict[str, Any] = {"num_classes": num_classes}
         return replace(self, **changes)
@@ -342,3 +344,9 @@ def _lower(space: SearchSpace, architecture: Architecture) -> tuple[LayerSpec, .
         for b, gene in enumerate(genes)
     )
     return (*space.stem(resolution, multipliers[0]), *blocks, *space.head(resolution, multipliers[-1]))
+
+
+def check_classes(num_classes: int) -> None:
+    """Raises InvalidConfiguration where there is nothing to tell apart."""
+    if not isinstance(num_classes, int) or num_classes < FEWEST_CLASSES:
+        raise InvalidConfiguration(f"num_classes {num_classes}: expected at least {FEWEST_CLASSES}")

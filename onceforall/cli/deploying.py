@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -95,9 +96,8 @@ def specialize(
     if isinstance(loaded, LatencyTables):
         raise InvalidConfiguration(f"--table {table}: tables by resolution; give one of `ofa profile`")
     runtime = by_name(device, threads)
-    # --quantize changes the precision, and what another machine is becomes known when it has measured.
-    described = {key: value for key, value in runtime.describe().items() if key != "precision"}
-    if loaded is not None and runtime.is_here and (differs := differences(loaded.device, described)):
+    # What another machine is becomes known when it has measured; precision and kept layers are chosen later.
+    if loaded is not None and runtime.is_here and (differs := _differences(loaded.device, runtime.describe())):
         notify(
             f"{table} was measured on another device ({'; '.join(differs)}). Measured latencies decide what "
             "is kept; searches hit their budgets better with a latency model of this one: leave out --table, or "
@@ -143,6 +143,12 @@ def specialize(
     console.print(tables.quality(found))
     announce(out, ": networks, manifest.json, MODEL_CARD.md, latency.json, front.png")
     typer.echo(json.dumps(found.summary()))
+
+
+def _differences(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """How two devices differ, in whatever precision they are."""
+    one, other = ({key: v for key, v in d.items() if key not in ("precision", "kept")} for d in (made_on, here))
+    return differences(one, other)
 
 
 def _target(text: str, threads: int) -> DeviceType:

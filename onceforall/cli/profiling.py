@@ -15,6 +15,8 @@ from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.profile import adapt as run_adapt
 from onceforall.cost.profile import profile as run_profile
 from onceforall.cost.saved import load_latency
+from onceforall.errors import InvalidConfiguration
+from onceforall.files import check_writable
 from onceforall.report.progress import Steps
 
 NOISY = 3.0  # percent
@@ -48,13 +50,16 @@ def profile(
     """
     target = runtimes.by_name(device, threads, precision)
     space = load_model(model, labels=False).supernet.space
+    if out.is_dir():
+        raise InvalidConfiguration(f"--out {out} is a folder: name a JSON file")
+    check_writable(out.parent)  # now, not after minutes
+    progress = out.with_name(f"{out.name}.part")
     table: LatencyTable | LearnedLatency
     with Steps(console) as report:
         if adapt is None:
-            progress = out.with_name(f"{out.name}.part")
             table = run_profile(space, target, seed=seed, progress=progress, report=report)
         else:
-            table = run_adapt(load_latency(adapt), space, target, seed=seed, report=report)
+            table = run_adapt(load_latency(adapt), space, target, seed=seed, progress=progress, report=report)
     table.save(out)
     found = table.validation
     assert found is not None

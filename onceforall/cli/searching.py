@@ -151,6 +151,8 @@ def _measures(entry: zoo.Entry, space: SearchSpace, table: Table, data: str) -> 
     described = {} if isinstance(table, LatencyTables) else table.device
     name, threads, precision = (described.get(key) for key in ("name", "threads", "precision"))
     device = by_name(str(name), int(threads or 1), str(precision or "fp32"))
+    if described.get("kept"):
+        device = device.keeping(described["kept"])
     images = open_data(data, notify)
 
     def latency(architectures: Sequence[Architecture]) -> list[float]:

@@ -41,7 +41,10 @@ Report = Callable[[str, int, int], None]
 WHOLE = Turns(27, 0.02)  # for whole networks alone
 BURSTS = 3  # of a whole network in each turn of a profile: it is judged by its own noise, a layer by that of sums
 FLOOR_MS = 1e-4  # ms; a layer never costs less, whatever the noise of a difference says
-FEWEST = 8  # calibrating networks
+FEWEST = 8  # calibrating networks,
+FEWEST_JUDGES = 4  # and validating ones
+FEWEST_ADAPTING = 5
+ANCHORS = 8  # calibrating networks that are timed again beside those of a learned latency
 EXTREMES = 4  # of them, which come first
 FOLDS = 6
 GOOD = 1.5  # percent: a mean error with which a sum over layers is kept,
@@ -69,16 +72,18 @@ def profile(
     of them random and half uniform, which only judge it, as do the `given` ones; learning: further
     networks that are measured for a learned latency where those that calibrate leave an error of more
     than 3 % and twice the noise (0: a table it stays). Networks carry random weights: latency does not depend on them.
-    `progress` is a file that keeps each finished turn, so that an interrupted call goes on.
+    A space that has not so many networks gives fewer. `progress` is a file that keeps each finished
+    turn, so that an interrupted call goes on.
     """
-    if calibrating < FEWEST or validating < 4 or turns < 2 or learning < 0:
+    if calibrating < FEWEST or validating < FEWEST_JUDGES or turns < 2 or learning < 0:
         raise InvalidConfiguration(
             f"calibrating {calibrating}, validating {validating}, turns {turns}, learning {learning}: "
-            f"expected at least {FEWEST}, 4, 2 and 0"
+            f"expected at least {FEWEST}, {FEWEST_JUDGES}, 2 and 0"
         )
+    calibrating, validating = _within(space, calibrating, validating)
     plan = Turns(turns, burst_seconds, seed)
-    identity: dict[str, Any] = {"space": space.to_json(), "device": device.describe(), "turns": asdict(plan)}
-    identity |= {"networks": [calibrating, validating, learning], "bursts": BURSTS}
+    identity: dict[str, Any] = {"space": space.to_json(), "device": device.identity(), "turns": asdict(plan)}
+    identity |= {"networks": [calibrating, validating, learning], "bursts": BURSTS, "anchors": ANCHORS}
     identity["given"] = [arch.to_json() for arch in given]
     log = _Progress(progress, identity)
     rng = np.random.default_rng(seed)
@@ -100,10 +105,11 @@ def profile(
     specs = [space.lower(arch) for arch in networks]
     known, truth = specs[:calibrating], whole.medians[:calibrating]
     model, error = _choose(plain, known, truth, GOOD if learning else math.inf)
+    learning = min(learning, space.size - len(networks))
     if learning and error > max(ENOUGH, 2 * whole.noise):
         more = _random(space, len(networks) + learning, rng, networks)[len(networks) :]
         extra = device.time(
-            BURSTS * [whole_network(space, arch) for arch in more],
+            BURSTS * [whole_network(space, arch) for arch in [*fitting[:ANCHORS], *more]],
             plan,
             done=log.turns("learning"),
             keep=log.keeper("learning"),
@@ -111,10 +117,14 @@ def profile(
         )
         known = [*known, *map(space.lower, more)]
         learned = steady(extra)
-        model, _ = _choose(plain, known, np.concatenate([truth, pooled(learned.ms, learned.drift).medians]), GOOD)
-    log.remove()
+        medians = pooled(learned.ms, learned.drift).medians
+        # By how much the machine is slower at this moment than at that of the table.
+        pace = float(np.median(medians[:ANCHORS] / truth[:ANCHORS]))
+        model, _ = _choose(plain, known, np.concatenate([truth, medians[ANCHORS:] / pace]), GOOD)
     kinds = [judging.get(arch, "given") for arch in networks[calibrating:]]
-    return _validated(model, kinds, specs[calibrating:], whole.of(slice(calibrating, None)))
+    result = _validated(model, kinds, specs[calibrating:], whole.of(slice(calibrating, None)))
+    log.remove()
+    return result
 
 
 def adapt(
@@ -127,13 +137,20 @@ def adapt(
     turns: int = 9,
     burst_seconds: float = 0.02,
     seed: int = 0,
+    progress: str | Path | None = None,
     report: Report = lambda step, done, total: None,
 ) -> LearnedLatency:
     """The latency of a space on a new device, from the table of another and a few measured whole networks.
 
     Arguments as in `profile`: `calibrating` networks adapt the table, `validating` others judge that. Of a
-    learned latency it takes the table that this was learned on; raises InvalidConfiguration where there is none.
+    learned latency it takes the table that this was learned on; raises InvalidConfiguration where there is none,
+    OutOfDomain where it is a table of another space.
     """
+    if calibrating < FEWEST_ADAPTING or validating < FEWEST_JUDGES:
+        raise InvalidConfiguration(
+            f"calibrating {calibrating}, validating {validating}: expected at least {FEWEST_ADAPTING} and "
+            f"{FEWEST_JUDGES}"
+        )
     table = base.base if isinstance(base, LearnedLatency) else base
     if table is None:
         raise InvalidConfiguration("a latency that was learned without a table: adapt from a table of layers")
@@ -141,11 +158,19 @@ def adapt(
     fitting = _fitting(space, calibrating, rng)
     judging = _judging(space, validating, rng, fitting)
     networks = [*fitting, *judging]
-    jobs = [whole_network(space, arch) for arch in networks]
-    found = steady(device.time(jobs, Turns(turns, burst_seconds, seed), report=report))
     specs = [space.lower(arch) for arch in networks]
+    for layers in specs:
+        table.cost(layers)  # raises now, not after the measurement, where it is of another space
+    plan = Turns(turns, burst_seconds, seed)
+    identity = {"space": space.to_json(), "device": device.identity(), "turns": asdict(plan)}
+    log = _Progress(progress, {**identity, "networks": [calibrating, validating]})
+    jobs = [whole_network(space, arch) for arch in networks]
+    ms = device.time(jobs, plan, done=log.turns("networks"), keep=log.keeper("networks"), report=report)
+    found = steady(ms)
     model = LearnedLatency.fit(specs[:calibrating], found.medians[:calibrating], device.describe(), table)
-    return _validated(model, list(judging.values()), specs[calibrating:], found.of(slice(calibrating, None)))
+    result = _validated(model, list(judging.values()), specs[calibrating:], found.of(slice(calibrating, None)))
+    log.remove()
+    return result
 
 
 def random_network(layers: Layers) -> nn.Module:
@@ -242,6 +267,16 @@ def _validated(model: M, kinds: Sequence[str], networks: Sequence[Layers], measu
 
 
 # Which networks are measured
+
+
+def _within(space: SearchSpace, calibrating: int, validating: int) -> tuple[int, int]:
+    """As many networks that fit, and others that judge, as the space has. Raises InvalidConfiguration."""
+    if space.size < FEWEST + FEWEST_JUDGES:
+        raise InvalidConfiguration(
+            f"this space has {space.size} networks, fewer than {FEWEST + FEWEST_JUDGES}: time each of them"
+        )
+    validating = max(FEWEST_JUDGES, min(validating, space.size * validating // (calibrating + validating)))
+    return min(calibrating, space.size - validating), validating
 
 
 def _fitting(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Architecture]:

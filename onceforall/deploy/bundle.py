@@ -11,6 +11,7 @@ folded when a sub-network is taken into use: by the loader in PyTorch, by ONNX R
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,13 +76,10 @@ def write_bundle(
     for name in architectures:
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
             raise InvalidConfiguration(f"name {name!r}: letters, digits, '-', '_' and '.' make a file name")
-    try:
-        (out / "manifest.json").unlink(missing_ok=True)
-    except OSError as error:
-        raise UnwritableOutput(f"cannot write {out}: {error.strerror}; choose a writable folder") from error
     networks = {name: unfolded(_calibrated(supernet, arch, data)) for name, arch in architectures.items()}
     places = {name: positions(supernet.space, arch) for name, arch in architectures.items()}
     tensors, found = share({name: _named(networks[name], name, places[name]) for name in networks})
+    _clear(out)
     write_tensors(out / WEIGHTS, tensors, {"format": FORMAT})
     pool = Pool.of(out / WEIGHTS)
     entries: dict[str, Any] = {}
@@ -99,6 +97,17 @@ def write_bundle(
     manifest = {"format": FORMAT, "weights": weights, "networks": entries}
     write_json(out / "manifest.json", manifest)
     return manifest
+
+
+def _clear(out: Path) -> None:
+    """Remove what says that the folder is a bundle, and graphs that refer to its weights. Raises UnwritableOutput."""
+    try:
+        with contextlib.suppress(InvalidConfiguration, KeyError, TypeError, AttributeError):  # of no bundle of ours
+            for entry in read_json_object(out / "manifest.json")["networks"].values():
+                (out / Path(entry["onnx"]).name).unlink(missing_ok=True)
+        (out / "manifest.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise UnwritableOutput(f"cannot write {out}: {error.strerror}; choose a writable folder") from error
 
 
 def positions(space: SearchSpace, arch: Architecture) -> list[str]:
@@ -188,6 +197,7 @@ class Bundle:
         self.name = name
 
     def __call__(self, images: Tensor) -> Tensor:
+        self.use(self.name)  # ready, unless loading another one failed
         return self._ready[self.name](images)
 
     def _module(self, name: str) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import tempfile
@@ -18,7 +17,6 @@ from onceforall.checkpoint import read_tensors, write_tensors
 from onceforall.cost.profile import image_shape
 from onceforall.data.dataset import Data
 from onceforall.deploy.bundle import RUNTIMES, WEIGHTS, Bundle, read_manifest
-from onceforall.deploy.process import run_python
 from onceforall.devices.measure import describe_machine, session_options
 from onceforall.devices.onnx import INPUT, to_onnx
 from onceforall.devices.torch import pinned
@@ -27,6 +25,7 @@ from onceforall.files import write_atomically, write_json
 from onceforall.layers import MBConvSpec, layer_from_json
 from onceforall.nn.subnet import build, channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet
+from onceforall.process import run_python
 
 SWITCHES = 15  # of each sub-network
 
@@ -131,13 +130,16 @@ def _resident(mode: str, runtime: str, files: Path, folder: Path, keep: int, thr
     if not Path("/proc/self/smaps").exists():
         return None
     code = f"from {__name__} import report_memory; report_memory()"
-    grown: int = json.loads(run_python(code, mode, runtime, str(files), str(folder), str(keep), str(threads)))
-    return grown
+    with tempfile.TemporaryDirectory() as temporary:
+        result = Path(temporary, "bytes")  # runtimes print what they like
+        given = (mode, runtime, str(files), str(folder), str(keep), str(threads), str(result))
+        run_python(code, *given, same_paths=True)
+        return int(result.read_text())
 
 
 def report_memory() -> None:
-    """Prints by how many bytes this process grows as it loads and runs all sub-networks (see `_resident`)."""
-    mode, runtime, files, folder, keep, threads = sys.argv[1:]
+    """Writes by how many bytes this process grows as it loads and runs all sub-networks (see `_resident`)."""
+    mode, runtime, files, folder, keep, threads, result = sys.argv[1:]
     torch.set_num_threads(int(threads))
     networks = read_manifest(Path(folder))["networks"]
     sizes = {name: Architecture.from_json(entry["architecture"]).resolution for name, entry in networks.items()}
@@ -174,7 +176,7 @@ def report_memory() -> None:
                 session = onnxruntime.InferenceSession(str(Path(files, f"{name}.onnx")), options)
                 session.run(None, {INPUT: image.numpy()})
                 sessions.append(session)
-        print(_resident_now(files) - before)
+        Path(result).write_text(str(_resident_now(files) - before))
 
 
 def _resident_now(files: str) -> int:

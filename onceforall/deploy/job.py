@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -393,7 +394,8 @@ class Job:
         export.test_top1, export.parity, export.agreement = judged
         if device.is_here:
             shape = image_shape(network.architecture)
-            export.memory_bytes = self.done.once(f"memory {step}", lambda: measure_memory(device, files, shape))
+            with contextlib.suppress(InvalidConfiguration):  # of a device that another process cannot make
+                export.memory_bytes = self.done.once(f"memory {step}", lambda: measure_memory(device, files, shape))
         if export.precision == "fp32" and export.parity > PARITY:
             raise InvalidConfiguration(
                 f"{export.files[0].path}: its logits differ from torch's by {export.parity:.1e} of the largest "

@@ -291,13 +291,15 @@ class Specialization:
 
 
 def differing(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """In what the descriptions of two devices differ, of what both say."""
-    return [key for key in made_on if key in here and made_on[key] != here[key]]
+    """In what the descriptions of two devices differ, of what both say (one that keeps no layers does not say so)."""
+    kept: dict[str, Any] = {} if "kept" not in made_on and "kept" not in here else {"kept": []}
+    one, other = {**kept, **made_on}, {**kept, **here}
+    return [key for key in one if key in other and one[key] != other[key]]
 
 
 def differences(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """How the device of a latency model differs from another."""
-    return [f"{key}: {made_on[key]}, here {here[key]}" for key in differing(made_on, here)]
+    return [f"{key}: {made_on.get(key, [])}, here {here.get(key, [])}" for key in differing(made_on, here)]
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Network]]:

@@ -93,8 +93,7 @@ def specialize(
         "supernet": about or {},
         "space": supernet.space.to_json(),
         "data": data.describe(),
-        # What another machine is becomes known with its first results.
-        "device": device.describe() if device.is_here else f"{device.name}, {device.threads} thread(s)",
+        "device": device.identity(),
         "seed": seed,
     }
     job = Job(

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from onceforall.checkpoint import read_tensors, write_tensors
-from onceforall.deploy.process import run_python
 from onceforall.errors import IncompatibleCheckpoint, OFAError
 from onceforall.files import write_atomically
 from onceforall.layers import Activation, BottleneckSpec, ConvSpec, LayerSpec, LinearSpec, MaxPoolSpec, MBConvSpec
 from onceforall.nn.network import SubNetwork
+from onceforall.process import run_python
 
 TOLERANCE = 1e-5  # largest allowed difference of logits, relative to the largest logit
 

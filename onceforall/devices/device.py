@@ -89,6 +89,10 @@ class Device(ABC):
     def describe(self) -> dict[str, Any]:
         """Name, runtime and version, threads, precision, and the machine: what a measurement is of."""
 
+    def identity(self) -> dict[str, Any]:
+        """What tells it from other devices before anything was measured: for another machine the settings alone."""
+        return self.describe()
+
     @abstractmethod
     def convert(
         self,
@@ -166,7 +170,7 @@ class Device(ABC):
         self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None
     ) -> Files:
         """`convert`, which leaves the layers in `kept` in floating point; a layer on its own has no place there."""
-        if self.kept and layers_of(network) > max(self.kept) + 1:
+        if self.kept and (isinstance(network, bytes) or layers_of(network) > 1):
             return self.convert(network, input_shape, calibration, self.kept)
         return self.convert(network, input_shape, calibration)  # not every device can keep layers
 
@@ -228,9 +232,8 @@ class Device(ABC):
             with quietly():
                 return importlib.import_module(package)
         except ImportError as error:
-            raise InvalidConfiguration(
-                f"{self.name} needs {package} ({error}): pip install 'onceforall[{self.extra}]'"
-            ) from error
+            what = f"'onceforall[{self.extra}]'" if self.extra else package
+            raise InvalidConfiguration(f"{self.name} needs {package} ({error}): pip install {what}") from error
 
 
 def layers_of(network: nn.Module | bytes) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -14,9 +12,11 @@ from typing import Any
 
 from onceforall.devices.device import Device, Files, Shape
 from onceforall.devices.measure import random_images
-from onceforall.errors import InvalidConfiguration
+from onceforall.errors import InvalidConfiguration, OFAError
+from onceforall.process import run_python
 
 RUNS = 3
+RESULT = "result.json"  # runtimes print what they like
 STATUS = Path("/proc/self/status")
 FORGET = Path("/proc/self/clear_refs")  # 5 written to it sets the peak to what is resident now
 
@@ -45,18 +45,13 @@ def measure_memory(device: Device, files: Files, input_shape: Shape) -> int:
             "suffixes": list(files),
             "shape": list(input_shape),
         }
-        command = [sys.executable, "-c", f"from {__name__} import main; main()", json.dumps(job)]
-        paths = os.pathsep.join(str(Path(path).absolute()) for path in sys.path)  # whatever made us importable
-        done = subprocess.run(
-            command, cwd=folder, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
-        )
-        result = Path(folder, "result.json")  # runtimes print what they like
-        if done.returncode or not result.exists():
+        try:
+            run_python(f"from {__name__} import main; main()", json.dumps(job), folder=folder, same_paths=True)
+        except OFAError as error:
             raise InvalidConfiguration(
-                f"{device.name} {device.precision}: the process that measures memory ended with {done.returncode}: "
-                f"{(done.stderr or done.stdout).strip()[-500:]}"
-            )
-        return int(json.loads(result.read_text())["bytes"])
+                f"{device.name} {device.precision}: the process that measures memory failed: {error}"
+            ) from error
+        return int(json.loads(Path(folder, RESULT).read_text())["bytes"])
 
 
 def main() -> None:
@@ -72,7 +67,7 @@ def main() -> None:
     session = device.load({suffix: Path(f"network{suffix}").read_bytes() for suffix in job["suffixes"]}, shape)
     for _ in range(RUNS):
         session(images)
-    Path("result.json").write_text(json.dumps({"bytes": peak() - before}))
+    Path(RESULT).write_text(json.dumps({"bytes": peak() - before}))
 
 
 def peak(forget: bool = False) -> int:

@@ -64,14 +64,15 @@ class RemoteDevice(Device):
 
     def describe(self) -> dict[str, Any]:
         """What measured the last results read; before any, the runtime alone."""
-        return {
-            "name": f"{self.runtime}@{self.folder.name}",
-            "runtime": self.runtime,
-            "threads": self.threads,
-            "precision": self.precision,
-            "processor": "not measured yet",
-            **self._machine,
-        }
+        return {**self.identity(), "runtime": self.runtime, "processor": "not measured yet", **self._machine}
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name, **self._settings}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        kept = {"kept": list(self.kept)} if self.kept else {}
+        return {"threads": self.threads, "precision": self.precision, **kept}
 
     def convert(
         self,
@@ -121,8 +122,7 @@ class RemoteDevice(Device):
         plan = {
             "format": measure.PLAN_FORMAT,
             "runtime": self.runtime,
-            "threads": self.threads,
-            "precision": self.precision,
+            **self._settings,
             "turns": turns.count,
             "burst_seconds": turns.burst_seconds,
             "seed": turns.seed,
@@ -146,7 +146,7 @@ class RemoteDevice(Device):
         different = _different(networks)
         for number, (network, shape) in enumerate(different):
             report("converting", number, len(different))
-            ((suffix, content),) = self.convert(network, shape).items()
+            ((suffix, content),) = self.convert_keeping(network, shape).items()
             digest = hashlib.sha256(content).hexdigest()
             file = f"networks/{digest[:16]}{suffix}"  # equal networks share a file
             if not (folder / file).exists():

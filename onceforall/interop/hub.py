@@ -24,16 +24,22 @@ def save_pretrained(network: SubNetwork, folder: str | Path, **options: Any) -> 
     """Write the network to a folder; `push_to_hub=True, repo_id="me/name"` uploads it as well.
 
     `options` are those of the mixin's `save_pretrained`. Raises InvalidConfiguration without the
-    extra, UnwritableOutput.
+    extra, UnwritableOutput, DataUnavailable where it was written and could not be uploaded.
     """
+    upload, repository = options.pop("push_to_hub", False), options.pop("repo_id", None)
     hub = _hub_network()([layer_to_json(spec) for spec in network.specs], network.folded)
     hub.load_state_dict(network.state_dict(), assign=True)
     try:
-        hub.save_pretrained(folder, **options)
+        hub.save_pretrained(folder, **({} if upload else options))
     except OFAError:
         raise
     except OSError as error:  # the mixin makes the folder and writes the card
         raise UnwritableOutput(f"cannot write {folder}: {error}; choose a writable folder") from error
+    if upload:
+        try:
+            hub.push_to_hub(repository or Path(folder).name, **options)
+        except (OSError, ValueError) as error:  # of huggingface_hub: no token, no rights, no network
+            raise DataUnavailable(f"{folder} was written, but not uploaded: {error}") from error
 
 
 def from_pretrained(name: str | Path, **options: Any) -> SubNetwork:

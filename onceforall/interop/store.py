@@ -88,7 +88,7 @@ def reopen(folder: str | Path) -> Supernet:
 
 
 def _keep_supernet(supernet: Supernet, path: Path, folder: Path, name: str = "", source: str = "") -> Supernet:
-    target = _target(folder, SUPERNET)
+    target = _target(folder, SUPERNET, path)
     save_supernet(target, supernet)
     _record(target, path, name, source)
     return supernet
@@ -97,16 +97,16 @@ def _keep_supernet(supernet: Supernet, path: Path, folder: Path, name: str = "",
 def _keep_predictor(
     predictor: predictors.PublishedPredictor, path: Path, folder: Path
 ) -> predictors.PublishedPredictor:
-    target = _target(folder, PREDICTOR)
+    target = _target(folder, PREDICTOR, path)
     predictor.save(target)
     _record(target, path)
     return predictor
 
 
-def _target(folder: Path, file: str) -> Path:
-    """Where to write, unless the folder is another import's or another program's."""
+def _target(folder: Path, file: str, path: Path) -> Path:
+    """Where to write what `path` holds, unless the folder is another import's or another program's."""
     origin = read_origin(folder)
-    if origin is not None and origin.file != file:
+    if origin is not None and (origin.file != file or origin.source_sha256 != sha256(path)):
         raise InvalidConfiguration(f"{folder} already holds {origin.file} of {origin.name}: choose another folder")
     if origin is None and (folder / file).exists():
         raise InvalidConfiguration(f"{folder} already holds a {file} that was not imported: choose another folder")

@@ -88,17 +88,20 @@ def label(
         append_jsonl(own, header)
     evaluator = Evaluator(supernet, data, split, precision)
     # One resolution after the other: the evaluator keeps what those have in common.
-    todo = sorted((item for item in planned[rank::world] if item[1] not in done), key=lambda item: item[1].resolution)
-    for number, (kind, arch) in enumerate(todo, 1):
-        done[arch] = Label(kind, arch, evaluator.top1(arch))
+    kinds = {arch: kind for kind, arch in planned[rank::world] if arch not in done}
+    todo = sorted(kinds, key=lambda arch: arch.resolution)
+    for number, arch in enumerate(todo, 1):
+        done[arch] = Label(kinds[arch], arch, evaluator.top1(arch))
         append_jsonl(own, _row(done[arch]))
         report(len(planned) - world * (len(todo) - number), len(planned))
     while not all(arch in done for _, arch in planned):  # the other processes are not there yet
         time.sleep(PATIENCE)
         done = _gather(path, header, supernet.space)
-    results = [Label(kind, arch, done.pop(arch).top1) for kind, arch in planned]
+    results = [Label(kind, arch, done[arch].top1) for kind, arch in planned]
+    asked = {arch for _, arch in planned}
+    others = [row for arch, row in done.items() if arch not in asked]
     if rank == 0:
-        write_jsonl(path, [header, *map(_row, [*results, *done.values()])])
+        write_jsonl(path, [header, *map(_row, [*results, *others])])
         for part in _parts(path):
             part.unlink(missing_ok=True)
     return results
@@ -141,7 +144,9 @@ def training_pairs(labels: Iterable[Label]) -> tuple[list[Architecture], list[fl
 
     Those stay apart as what a search has to beat.
     """
-    rows = [label for label in labels if label.kind != "uniform"]
+    labels = list(labels)
+    apart = {label.architecture for label in labels if label.kind == "uniform"}
+    rows = [label for label in labels if label.architecture not in apart]
     return [row.architecture for row in rows], [row.top1 for row in rows]
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onceforall.architecture import Architecture
 from onceforall.cost.model import Constraint, CostModel
@@ -18,8 +19,10 @@ from onceforall.errors import InvalidConfiguration
 from onceforall.search.limits import Limits
 from onceforall.search.pareto import front, ranks
 from onceforall.search.result import Cost, SearchResult
-from onceforall.search.scoring import RowPredictor
-from onceforall.space import SearchSpace
+from onceforall.search.scoring import RowPredictor, Scorer
+from onceforall.space import Rows, SearchSpace
+
+UNFAMILIAR = 0.0  # percent
 
 Measure = Callable[[Sequence[Architecture]], Sequence[float]]
 
@@ -103,7 +106,8 @@ def confirm(
     bound, model = constraints[0].bound, constraints[0].model
     trials: list[Trial] = []
     candidates = [result.architecture, *result.runners_up][:top]
-    for architecture, top1 in zip(candidates, predict(space, accuracy, candidates), strict=True):
+    predicted = Scorer(space, accuracy)(space.to_rows(candidates)).tolist()
+    for architecture, top1 in zip(candidates, predicted, strict=True):
         (cost,) = measure_cost([architecture])
         met = bool(cost <= bound)
         measured = float(measure_accuracy([architecture])[0]) if met else None
@@ -121,12 +125,6 @@ def confirm(
         runners_up=tuple(others),
     )
     return Confirmation(first, tuple(trials), bound, model.unit)
-
-
-def predict(space: SearchSpace, accuracy: RowPredictor, architectures: Sequence[Architecture]) -> list[float]:
-    """Predicted accuracy (percent) of architectures of a space inside the predictor's."""
-    rows = accuracy.space.adopt_rows(space.to_rows(architectures), space)
-    return [float(value) for value in accuracy.predict_rows(rows)]
 
 
 class Learner(RowPredictor, Protocol):
@@ -183,6 +181,23 @@ class MeasuredFront:
         }
 
 
+class _Familiar:
+    """A predictor that answers `UNFAMILIAR` where a choice was in no architecture that it learnt from.
+
+    A search asks about networks that it will not take, and a predictor refuses what it cannot know.
+    """
+
+    def __init__(self, space: SearchSpace, predictor: RowPredictor, learnt: Sequence[Architecture]) -> None:
+        self.space, self._scorer = space, Scorer(space, predictor)
+        self._known = [np.unique(column) for column in space.to_rows(learnt).T]
+
+    def predict_rows(self, rows: Rows) -> NDArray[np.float64]:
+        known = np.all([np.isin(column, seen) for column, seen in zip(rows.T, self._known, strict=True)], axis=0)
+        found = np.full(len(rows), UNFAMILIAR)
+        found[known] = self._scorer(rows[known])
+        return found
+
+
 def measured_front(
     space: SearchSpace,
     predictor: Learner,
@@ -220,7 +235,7 @@ def measured_front(
     limits = Limits(space, constraints)
     rows = space.to_rows([space.smallest(), space.largest()])
     rows = np.concatenate([rows, space.sample_rows(measurements, rng)])
-    # Resolutions in turn: a predictor knows nothing of one that no network had.
+    # Resolutions in turn: a predictor can say nothing of one that no network had.
     turns = np.resize(rng.permutation(limits.resolutions), len(rows))
     rows[:, 0] = np.where(np.isin(rows[:, 0], limits.resolutions) & (np.arange(len(rows)) < 2), rows[:, 0], turns)
     first = list(dict.fromkeys(space.from_rows(limits.repair(rows, rng))))[: measurements - measurements // 2]
@@ -229,10 +244,10 @@ def measured_front(
     for number in range(rounds):
         left = (measurements - len(known)) // (rounds - number)
         predictor.fit(list(known), [point.top1 for point in known.values()])
+        familiar = _Familiar(space, predictor, list(known))
         # Twice as many points as are wanted: some of them are known already.
-        reached = space.restrict(resolutions={architecture.resolution for architecture in known})
-        found = front(reached, predictor, [cost], constraints, points=2 * left, seed=seed + number, rounds=1)
-        new = [point for point in found.points if point.architecture not in known]
+        found = front(space, familiar, [cost], constraints, points=2 * left, seed=seed + number, rounds=1)
+        new = [point for point in found.points if point.architecture not in known and point.accuracy > UNFAMILIAR]
         picked = [new[i] for i in np.unique(np.linspace(0, len(new) - 1, min(left, len(new))).round().astype(int))]
         if not picked:
             continue

@@ -138,18 +138,13 @@ class _Task:
 
     def costs(self, row: Rows) -> tuple[Cost, ...]:
         """The costs of one row that a constraint or the objective names."""
-        values = self.limits.costs(row)[0]
-        bounded = [
-            Cost(c.model.name, float(value), c.bound, c.model.unit)
-            for c, value in zip(self.limits.constraints, values, strict=True)
-        ]
         constrained = [constraint.model for constraint in self.limits.constraints]
         free = [
             Cost(model.name, float(price(row)[0]), None, model.unit)
             for model, price in zip(self.objective.models, self._pricers, strict=True)
             if model not in constrained
         ]
-        return (*bounded, *free)
+        return (*self.limits.named(self.limits.costs(row)[0]), *free)
 
     def _repaired(self, rows: Rows) -> tuple[Rows, NDArray[np.float64]]:
         rows = self.limits.repair(rows, self.rng)

@@ -21,7 +21,7 @@ from onceforall.cost.model import Constraint
 from onceforall.errors import OutOfDomain
 from onceforall.search.limits import Limits
 from onceforall.search.pricing import PriceTable
-from onceforall.search.result import Cost, SearchResult
+from onceforall.search.result import SearchResult
 from onceforall.search.scoring import RowPredictor, Scorer
 from onceforall.space import Rows, SearchSpace
 
@@ -43,18 +43,14 @@ def optimum(space: SearchSpace, accuracy: RowPredictor, constraints: Sequence[Co
         if not isinstance(price, PriceTable):
             raise OutOfDomain(f"{constraint.model.name} is neither a sum nor a peak over layers: no exact optimum")
     weights = linear_weights(space, scorer)
-    rows = [_Program(limits, weights, resolution).solve() for resolution in range(len(space.resolutions))]
+    rows = [_Program(limits, weights, resolution).solve() for resolution in limits.resolutions]
     found = np.concatenate([row for row in rows if row is not None])
     scores = scorer(found)
     best = found[[scores.argmax()]]
-    costs = tuple(
-        Cost(c.model.name, float(value), c.bound, c.model.unit)
-        for c, value in zip(constraints, limits.costs(best)[0], strict=True)
-    )
     return SearchResult(
         space.from_rows(best)[0],
         float(scores.max()),
-        costs,
+        limits.named(limits.costs(best)[0]),
         (),
         scorer.evaluations,
         time.perf_counter() - began,

@@ -11,6 +11,7 @@ from onceforall.cost.model import Constraint
 from onceforall.errors import InfeasibleConstraint
 from onceforall.search.neighbours import Neighbours
 from onceforall.search.pricing import Pricer, PriceTable, pricer
+from onceforall.search.result import Cost
 from onceforall.space import Rows, SearchSpace
 
 
@@ -35,6 +36,13 @@ class Limits:
     def costs(self, rows: Rows) -> NDArray[np.float64]:
         """Cost of each row in each constraint, shape [n, constraints]."""
         return costs_of(rows, self.pricers)
+
+    def named(self, costs: NDArray[np.float64]) -> tuple[Cost, ...]:
+        """The costs of one row, [constraints], with what they are of."""
+        return tuple(
+            Cost(c.model.name, float(value), c.bound, c.model.unit)
+            for c, value in zip(self.constraints, costs, strict=True)
+        )
 
     def met(self, rows: Rows) -> NDArray[np.bool_]:
         """Which rows meet every constraint."""

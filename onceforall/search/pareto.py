@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,8 @@ def front(
     others = [constraint for constraint in constraints if constraint.model not in costs]
     limits, scorer = Limits(space, [*least, *others]), Scorer(space, accuracy)
     if budgets is not None:
-        Limits(space, [costs[0].at_most(min(budgets)), *others])  # raises where the tightest cannot be met
+        tight = Limits(space, [costs[0].at_most(min(budgets)), *others])  # raises where the tightest cannot be met
+        scorer(tight.anchors[tight.resolutions])  # what meets it is known from now on
     rows = _outline(limits, scorer, len(costs), rng, population, generations, mutation)
     targets = _targets(limits, scorer, rows, len(costs), points, budgets)
     exchange = Exchange(limits, scorer)
@@ -161,10 +162,7 @@ def front(
         FrontPoint(
             architecture,
             float(top1),
-            tuple(
-                Cost(c.model.name, float(v), None if c.bound == NO_BOUND else c.bound, c.model.unit)
-                for c, v in zip(limits.constraints, cost, strict=True)
-            ),
+            tuple(replace(c, bound=None) if c.bound == NO_BOUND else c for c in limits.named(cost)),
         )
         for architecture, top1, cost in zip(space.from_rows(rows[kept]), scorer(rows[kept]), values[kept], strict=True)
     )

@@ -28,10 +28,18 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], SearchSpace]] = {
 def register(kind: str, reader: Callable[[Mapping[str, Any]], SearchSpace]) -> None:
     """Teach `from_json`, and so checkpoints, to read a space whose JSON has `"type": kind`.
 
-    Raises InvalidConfiguration where another reader has that name.
+    A reader that is defined again, as by a notebook's cell, takes its own place. Raises InvalidConfiguration
+    where another reader has that name.
     """
-    if _READERS.setdefault(kind, reader) != reader:
+    known = _READERS.get(kind, reader)
+    if known != reader and _defined(known) != _defined(reader):
         raise InvalidConfiguration(f"space type {kind!r} is taken: choose another name")
+    _READERS[kind] = reader
+
+
+def _defined(reader: Callable[..., Any]) -> tuple[Any, Any]:
+    """Where a reader comes from."""
+    return getattr(reader, "__module__", reader), getattr(reader, "__qualname__", reader)
 
 
 def from_json(value: Mapping[str, Any]) -> SearchSpace:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onceforall import spaces
-from onceforall.download import cache_folder, fetch
+from onceforall.download import alone, cache_folder, fetch
 from onceforall.errors import DataUnavailable, IncompatibleCheckpoint, OFAError
 from onceforall.files import read_json_object, sha256, write_json
 from onceforall.interop.networks import PublishedNetwork, load_network
@@ -63,9 +63,18 @@ def supernet(name: str, file: str | Path | None = None) -> tuple[Supernet, Path]
     differs from the recorded one or the file is not this supernet.
     """
     folder = cache_folder() / name
-    origin = read_origin(folder)
-    if origin is not None and file is None and (folder / "supernet.safetensors").is_file():
+    if file is None and _is_kept(folder):
         return reopen(folder), folder
+    with alone(folder):  # torchrun starts several processes at once
+        return _supernet(name, folder, file), folder
+
+
+def _supernet(name: str, folder: Path, file: str | Path | None) -> Supernet:
+    if file is None and _is_kept(folder):  # by now
+        return reopen(folder)
+    origin = read_origin(folder)
+    if origin is None:  # an import that was interrupted: the folder is ours
+        (folder / "supernet.safetensors").unlink(missing_ok=True)
     published = SUPERNETS[name]
     path = Path(file) if file is not None else folder / "download"
     if file is None:
@@ -79,7 +88,11 @@ def supernet(name: str, file: str | Path | None = None) -> tuple[Supernet, Path]
     finally:
         if file is None:  # what was made of it is kept; what is wrong must not be met again
             path.unlink()
-    return found, folder
+    return found
+
+
+def _is_kept(folder: Path) -> bool:
+    return read_origin(folder) is not None and (folder / "supernet.safetensors").is_file()
 
 
 def specialized(net_id: str) -> tuple[PublishedNetwork, SubNetwork]:
@@ -90,6 +103,11 @@ def specialized(net_id: str) -> tuple[PublishedNetwork, SubNetwork]:
     """
     net_id = net_id.removeprefix(PREFIX).replace("@", "-")
     folder = cache_folder() / PREFIX / "specialized" / net_id
+    with alone(folder):
+        return _specialized(net_id, folder)
+
+
+def _specialized(net_id: str, folder: Path) -> tuple[PublishedNetwork, SubNetwork]:
     record = folder / "checksums.json"
     known: dict[str, str] = read_json_object(record) if record.exists() else {}
     fetched = []

@@ -44,7 +44,7 @@ def test_a_larger_network_takes_more_memory_and_at_least_its_weights(
 
 def test_a_failing_process_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(InvalidConfiguration, match=r"(?s)onnxruntime fp32: the process .* ended with 1: .*onnxruntime"):
+    with pytest.raises(InvalidConfiguration, match=r"(?s)onnxruntime fp32: the process .* failed: .*onnxruntime"):
         measure_memory(OnnxRuntimeDevice(), {".onnx": b"nothing"}, (1, 3))
     assert not list(tmp_path.iterdir())
 

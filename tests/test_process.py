@@ -1,7 +1,7 @@
 import pytest
 
-from onceforall.deploy.process import run_python
 from onceforall.errors import OFAError
+from onceforall.process import run_python
 
 
 def test_code_prints_or_fails_with_its_last_line() -> None:
