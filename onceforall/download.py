@@ -30,8 +30,8 @@ def cache_folder() -> Path:
 def alone(folder: Path) -> Iterator[None]:
     """Other processes that want to fill the same folder wait here. Raises UnwritableOutput."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
         lock.acquire()
     except OSError as error:
         raise UnwritableOutput(f"cannot write {folder}: {error.strerror or error}; set ONCEFORALL_CACHE") from error

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
 import torch
+import typer
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
@@ -153,8 +155,8 @@ def test_the_whole_road(
 def test_help_explains_every_option(command: str) -> None:
     result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0
-    assert "--out" in result.output
     assert "-> " in result.output or "->" in result.output or "ONNX" in result.output
+    assert all(getattr(option, "help", None) for option in typer.main.get_command(cli.app).commands[command].params)  # type: ignore[attr-defined]
 
 
 def test_devices_are_listed_with_what_to_install() -> None:
@@ -296,3 +298,109 @@ def test_a_result_that_was_found_for_another_supernet_is_noticed(
     path.write_text(json.dumps({"format": "onceforall.front/1", "points": []}))
     with pytest.raises(InvalidConfiguration, match="is a whole front: search for one budget"):
         cli.common.read_architecture(path)
+
+
+class Enough(Exception):
+    """What was to be seen was seen."""
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch, tiny_data: ImageData) -> dict[str, Any]:
+    """The arguments that commands call the package with, of which nothing then runs."""
+    seen: dict[str, Any] = {}
+
+    def record(*given: Any, **named: Any) -> None:
+        seen.update(named, given=given)
+        raise Enough
+
+    for module, name in (
+        (cli.deploying, "run_specialize"),
+        (cli.building, "run_training"),
+        (cli.building, "run_label"),
+    ):
+        monkeypatch.setattr(module, name, record)
+        monkeypatch.setattr(
+            module, "open_data", lambda *given: seen.update(opened=given) or replace(tiny_data, num_classes=10)
+        )
+    return seen
+
+
+def test_specialize_passes_every_option_on(called: dict[str, Any], tmp_path: Path) -> None:
+    options = (
+        "--latency", "2 ms", "--latency", "60%", "--memory", 64, "--weights", 32, "--quantize", "int8",
+        "--max-drop", 0.25, "--quantized-labels", 7, "--full-int8", "--export", "pt2",
+        "--export", "onnx:int8", "--export", "python", "--finetune", 3, "--candidates", 2, "--seed", 5, "--threads", 2,
+    )  # fmt: skip
+    with pytest.raises(Enough):
+        run(CliRunner(), "specialize", "--out", tmp_path / "out", *options)
+    device = called["given"][3]
+    assert (device.name, device.threads, device.precision) == ("onnxruntime", 2, "fp32")
+    assert [(d.name, d.precision, d.threads) for d in called["exports"]] == [
+        ("torch", "fp32", 2),
+        ("onnxruntime", "int8", 2),
+    ]
+    assert [str(limit.model.unit) for limit in called["limits"]] == ["bytes", "bytes"]
+    assert [limit.bound for limit in called["limits"]] == [65536, 32768]
+    expected = {
+        "budgets": ["2 ms", "60%"], "quantize": "int8", "max_drop": 0.25, "quantized_labels": 7, "full_int8": True,
+        "standalone": True, "finetune": 3, "candidates": 2, "seed": 5, "table": None, "architectures": [],
+    }  # fmt: skip
+    assert {name: called[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("space", "name", "epochs", "subnets", "settings"),
+    [
+        ("mobilenet_v3_small_images", "random_order", 45, 45, (128, 0, 2e-4)),
+        ("mobilenet_v3", "progressive_shrinking", 605, 1205, (2048, 64, 3e-5)),
+    ],
+)
+def test_what_is_not_said_of_training_depends_on_the_size_of_images(
+    space: str,
+    name: str,
+    epochs: int,
+    subnets: int,
+    settings: tuple[float, ...],
+    called: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(Enough):
+        run(CliRunner(), "train", "--space", space, "--out", tmp_path)
+    recipe = called["given"][2]
+    assert (recipe.name, sum(phase.epochs for phase in recipe.phases), recipe.subnet_epochs) == (name, epochs, subnets)
+    assert (recipe.batch_size, recipe.batch_norm_size, recipe.weight_decay) == settings
+    assert (called["seed"], called["device"], called["precision"], called["origin"]) == (0, "cpu", "fp32", None)
+
+
+def test_train_and_label_pass_every_option_on(called: dict[str, Any], tmp_path: Path, tiny_space: SearchSpace) -> None:
+    options = (
+        "--recipe", "sandwich", "--epochs", 9, "--batch-size", 96, "--batch-norm-size", 32,
+        "--learning-rate-scale", 0.5, "--weight-decay", 1e-3, "--clip-norm", 2, "--loss", "alpha", "--subnets", 3,
+        "--seed", 4, "--precision", "bf16", "--workers", 2,
+    )  # fmt: skip
+    with pytest.raises(Enough):
+        run(CliRunner(), "train", "--out", tmp_path, *options)
+    recipe = called["given"][2]
+    (phase,) = recipe.phases
+    assert (recipe.name, recipe.batch_size, recipe.batch_norm_size) == ("sandwich", 96, 32)
+    assert (recipe.weight_decay, recipe.clip_norm) == (1e-3, 2)
+    assert (phase.epochs, phase.loss, phase.subnets) == (9, "alpha", 3)
+    assert phase.learning_rate == pytest.approx(0.5 * 2.6 * 96 / 2048)
+    assert (called["seed"], called["precision"], called["opened"][2]) == (4, "bf16", 2)
+    save_supernet(tmp_path / "model" / "supernet.safetensors", Supernet(tiny_space))
+    options = (
+        "--count",
+        7,
+        "--distribution",
+        "macs",
+        "--precision",
+        "bf16",
+        "--seed",
+        3,
+        "--out",
+        tmp_path / "l.jsonl",
+    )
+    with pytest.raises(Enough):
+        run(CliRunner(), "label", "--model", tmp_path / "model", *options)
+    assert (called["count"], called["distribution"], called["precision"], called["seed"]) == (7, "macs", "bf16", 3)
+    assert called["given"][2] == tmp_path / "l.jsonl"

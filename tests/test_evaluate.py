@@ -1,3 +1,6 @@
+from collections.abc import Iterable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -69,15 +72,26 @@ def test_an_evaluator_measures_what_each_network_measures_alone(
     memory: int, supernet: Supernet, tiny_data: ImageData, rng: np.random.Generator
 ) -> None:
     """Also where it can keep nothing."""
-    space = supernet.space
-    evaluator = Evaluator(supernet, tiny_data, "label", memory=memory)
+    space, data = supernet.space, replace(tiny_data, num_classes=supernet.num_classes or 0, _prepared={})
+    evaluator = Evaluator(supernet, data, "label", memory=memory)
     for arch in (space.smallest(), space.largest(), space.sample(rng), space.smallest(), space.sample(rng)):
-        assert evaluator.top1(arch) == measure_top1(supernet, arch, tiny_data, "label")
+        assert evaluator.top1(arch) == measure_top1(supernet, arch, data, "label")
 
 
-def test_bf16_measures_nearly_the_same(tiny_supernet: Supernet, tiny_data: ImageData) -> None:
+def test_bf16_measures_nearly_the_same(
+    tiny_supernet: Supernet, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     arch = tiny_supernet.space.largest()
     exact = measure_top1(tiny_supernet, arch, tiny_data, "label")
+    measured: list[torch.dtype] = []
+
+    def seen(network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+        batches = list(batches)
+        measured.extend({tensor.dtype for tensor in (*network.parameters(), *(images for images, _ in batches))})
+        return top1(network, batches)
+
+    monkeypatch.setattr("onceforall.evaluate.top1", seen)
     assert Evaluator(tiny_supernet, tiny_data, "label", "bf16").top1(arch) == pytest.approx(exact, abs=8)
+    assert measured == [torch.bfloat16]
     with pytest.raises(InvalidConfiguration, match="'fp8': choices are fp32, bf16"):
         Evaluator(tiny_supernet, tiny_data, "label", "fp8")

@@ -7,6 +7,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -216,6 +217,23 @@ def test_a_supernet_is_fetched_once(files: Path, first: Supernet, tree: Tree, ca
         assert_is(zoo.load(NAME).supernet, first)
     assert tree.asked == ["/net"]
     assert sorted(path.name for path in (cache / NAME).iterdir()) == ["manifest.json", "supernet.safetensors"]
+
+
+def test_an_import_that_was_interrupted_is_done_again(files: Path, first: Supernet, cache: Path, tree: Tree) -> None:
+    shutil.copy(files / "first", tree.folder / "net")
+    zoo.load(NAME)
+    (cache / NAME / "manifest.json").unlink()
+    assert_is(zoo.load(NAME).supernet, first)
+    assert tree.asked == ["/net"] * 2
+
+
+def test_several_processes_fetch_it_once(files: Path, first: Supernet, tree: Tree, cache: Path) -> None:
+    shutil.copy(files / "first", tree.folder / "net")
+    with ThreadPoolExecutor(3) as pool:  # each with a lock of its own, as processes have
+        found = list(pool.map(lambda _: zoo.load(NAME), range(3)))
+    for entry in found:
+        assert_is(entry.supernet, first)
+    assert tree.asked == ["/net"]
 
 
 def test_a_fetched_supernet_that_changed_is_refused_and_removed(

@@ -1,4 +1,5 @@
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +62,17 @@ def test_a_tied_unit_needs_as_many_depths_as_expands() -> None:
 def test_a_space_refuses_resolutions_that_make_no_sense(resolutions: tuple[int, ...]) -> None:
     with pytest.raises(InvalidConfiguration, match=r"resolutions .*: expected distinct positive integers, ascending"):
         mobilenet_v3(resolutions=resolutions)
+
+
+def test_resolutions_and_classes_are_whole_numbers() -> None:
+    space = mobilenet_v3(resolutions=np.arange(128, 225, 32))  # type: ignore[arg-type]
+    assert json.dumps(space.to_json())
+    assert space == mobilenet_v3(resolutions=(128, 160, 192, 224))
+    with pytest.raises(InvalidConfiguration, match=r"resolutions \(20\.5, 32\): expected integers"):
+        mobilenet_v3(resolutions=(20.5, 32))  # type: ignore[arg-type]
+    for classes in (0, 1, 2.0):
+        with pytest.raises(InvalidConfiguration, match=f"num_classes {classes}: expected at least 2"):
+            mobilenet_v3(num_classes=classes)  # type: ignore[arg-type]
 
 
 def test_a_space_without_units_is_refused(tiny_space: InvertedResidualSpace) -> None:

@@ -148,7 +148,11 @@ def _latencies(space: SearchSpace, tables: Sequence[Table], budgets: Sequence[st
 
 def _measures(entry: zoo.Entry, space: SearchSpace, table: Table, data: str) -> tuple[Measure, Measure]:
     """Latency (ms) on the device of a table, and top-1 (percent) on the label images, of architectures."""
-    described = {} if isinstance(table, LatencyTables) else table.device
+    if isinstance(table, LatencyTables):
+        raise InvalidConfiguration(
+            "--measure needs the first --table from `ofa profile`: tables by resolution name no device"
+        )
+    described = table.device
     name, threads, precision = (described.get(key) for key in ("name", "threads", "precision"))
     device = by_name(str(name), int(threads or 1), str(precision or "fp32"))
     if described.get("kept"):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -174,8 +175,9 @@ def adapt(
 
 
 def random_network(layers: Layers) -> nn.Module:
-    """Layers with random weights, batch norm folded."""
-    return fold_batch_norm(build(layers))
+    """Layers with random weights, batch norm folded; torch's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        return fold_batch_norm(build(layers))
 
 
 def whole_network(space: SearchSpace, arch: Architecture) -> Job:

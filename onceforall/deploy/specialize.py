@@ -88,6 +88,8 @@ def specialize(
     """
     out = Path(out)
     _check(supernet, budgets, architectures, finetune, exports)
+    if table is not None and quantize is None:
+        _check_precision(table, device.precision)
     began = time.perf_counter()
     identity = {
         "supernet": about or {},
@@ -173,6 +175,15 @@ def _check(
             )
 
 
+def _check_precision(table: LatencyTable | LearnedLatency, precision: str) -> None:
+    made_in = table.device.get("precision", precision)
+    if made_in != precision:
+        raise InvalidConfiguration(
+            f"the latency model was measured in {made_in}, the networks will run in {precision}: give one "
+            f"of `ofa profile --precision {precision}`, or none"
+        )
+
+
 def _latency_model(
     job: Job, table: LatencyTable | LearnedLatency | None, out: Path, report: Report
 ) -> LatencyTable | LearnedLatency:
@@ -195,12 +206,7 @@ def _latency_model(
         found = load_latency(path)
         assert isinstance(found, LatencyTable | LearnedLatency)
         return found
-    precision = table.device.get("precision", job.target.precision)
-    if precision != job.target.precision:
-        raise InvalidConfiguration(
-            f"the latency model was measured in {precision}, the networks will run in {job.target.precision}: give one "
-            f"of `ofa profile --precision {job.target.precision}`, or none"
-        )
+    _check_precision(table, job.target.precision)
     table.save(path)
     return table
 

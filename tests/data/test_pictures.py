@@ -271,8 +271,13 @@ def test_a_core_each_but_no_more_than_eight_workers_are_started(monkeypatch: pyt
     assert started == [1, 5, 8, 12]
 
 
-def test_cores_are_those_that_this_process_may_use() -> None:
-    assert 1 <= module._cores() <= (os.cpu_count() or 1)
+def test_processes_of_torchrun_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    found = []
+    for processes in ("1", "4", "16"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        found.append(module._cores())
+    assert found == [8, 2, 1]
 
 
 def threads(picture: Image.Image, resolution: int, rng: np.random.Generator) -> Image.Image:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from onceforall.deploy import bundle_measure
 from onceforall.deploy.bundle import RUNTIMES, Bundle, positions, read_manifest, write_bundle
 from onceforall.deploy.bundle_measure import measure_bundle
 from onceforall.deploy.shared import share
-from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, UnwritableOutput
+from onceforall.errors import IncompatibleCheckpoint, InvalidArchitecture, InvalidConfiguration, UnwritableOutput
 from onceforall.files import read_json, write_json
 from onceforall.nn.calibrate import calibrate
 from onceforall.nn.supernet import Supernet
@@ -169,6 +170,31 @@ def test_a_damaged_graph_is_refused_as_it_is_taken_into_use(folder: Path) -> Non
     bundle = Bundle.load(folder, "onnxruntime")
     with pytest.raises(IncompatibleCheckpoint, match=r"best\.onnx cannot be loaded"):
         bundle.use("best")
+
+
+def test_a_bundle_goes_on_with_what_it_had_where_another_network_cannot_be_loaded(folder: Path) -> None:
+    bundle = Bundle.load(folder, "onnxruntime")  # keeps one
+    first = bundle.name
+    images = torch.randn(1, 3, bundle.resolution, bundle.resolution)
+    before = bundle(images)
+    (folder / "best.onnx").unlink()
+    with pytest.raises(IncompatibleCheckpoint):
+        bundle.use("best")
+    assert bundle.name == first
+    assert torch.equal(bundle(images), before)
+
+
+def test_a_new_bundle_replaces_the_old_one_whole_or_not_at_all(
+    folder: Path, supernet: Supernet, tiny_data: ImageData
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = supernet.space.restrict(kernels=[3])
+    foreign = replace(other.smallest(), resolution=999)
+    with pytest.raises(InvalidArchitecture):
+        write_bundle(supernet, {"new": foreign}, tiny_data, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    write_bundle(supernet, {"new": supernet.space.smallest()}, tiny_data, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "new.onnx", "weights.safetensors"]
 
 
 @pytest.mark.parametrize("names", [(), ("a/b",), ("..",), ("",)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,19 @@ import torch
 
 from onceforall.cost.analytic import MACs, PeakActivationMemory
 from onceforall.cost.latency import LatencyTable
+from onceforall.cost.learned import LearnedLatency
+from onceforall.cost.profile import profile
+from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.exporting import Exporter, logits_of
 from onceforall.deploy.job import Job
-from onceforall.deploy.manifest import Export, File, Network
+from onceforall.deploy.manifest import Export, File, Network, Specialization
+from onceforall.deploy.precision import latency_ratio
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.steps import FinishedSteps
 from onceforall.deploy.verify import verify
 from onceforall.devices import measure
+from onceforall.devices.memory import measure_memory
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.devices.remote import RemoteDevice
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, MeasurementPending
@@ -61,7 +67,10 @@ def test_the_fastest_export_that_is_accurate_enough_is_used(
     assert job.choice(network) == chosen
 
 
+@pytest.mark.parametrize("ratio", [0.5, 2.0])
+@pytest.mark.usefixtures("same_speed")
 def test_both_precisions_are_exported_and_measured(
+    ratio: float,
     supernet: Supernet,
     labels: list[Label],
     tiny_data: ImageData,
@@ -74,21 +83,25 @@ def test_both_precisions_are_exported_and_measured(
         made.save(out / "latency.json")
         return made
 
+    given = {
+        "precision": "int8",
+        "latency_ratio": {"value": ratio, "unit": "of fp32", "kind": "measured"},
+        "networks": 8,
+    }
+    monkeypatch.setattr("onceforall.deploy.job.latency_ratio", lambda *asked: given)
     monkeypatch.setattr(Job, "time", slower(0.9))
     monkeypatch.setattr("onceforall.deploy.specialize._latency_model", synthetic)
     found = specialize(
-        supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("80%",), quantize="int8",
-        quantized_labels=6, candidates=1, max_drop=100,
+        supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("80%",) if ratio > 1 else (),
+        quantize="int8", quantized_labels=6, candidates=1, max_drop=100,
     )  # fmt: skip
     compared = found.about["quantize"]
     tried = {tuple(row["kept"]): row["label_top1"]["value"] for row in found.about["sensitivity"]["onnxruntime"]}
     assert list(tried) == [(), (0,), (0, 1), (0, 1, 2)]
     assert tried[tuple(compared["kept"])] == max(tried.values())
-    assert compared["latency_ratio"]["value"] > 0
-    assert compared["networks"] == 8
-    faster = compared["latency_ratio"]["value"] < 1
-    assert found.device["precision"] == ("int8" if faster else "fp32")
-    assert found.corrected == faster
+    assert compared["latency_ratio"]["value"] == ratio
+    assert found.device["precision"] == ("int8" if ratio < 1 else "fp32")
+    assert found.corrected == (ratio < 1)
     for network in found.networks:
         assert [export.precision for export in network.exports] == ["int8", "fp32"]
         assert [export.kept for export in network.exports] == [compared["kept"], []]
@@ -97,6 +110,61 @@ def test_both_precisions_are_exported_and_measured(
             assert 0 <= export.test_top1 <= 100
             assert (export.parity > 1e-4) == (export.precision == "int8")
     assert tables.exports(found).row_count == sum(len(network.exports) for network in found.networks)
+    claims = list(verify(tmp_path, tiny_data, supernet))
+    assert all(claim.repeated for claim in claims)
+    assert any("int8" in claim.about and claim.about.endswith("parity with torch") for claim in claims)
+    assert any("predicted top-1" in claim.about for claim in claims) == (ratio > 1)  # a corrected one is of the call
+
+
+def test_which_precision_is_faster_is_measured(supernet: Supernet) -> None:
+    found = latency_ratio(
+        supernet.space, OnnxRuntimeDevice(1, "int8"), OnnxRuntimeDevice(), 0, lambda step, done, total: None
+    )
+    assert (found["precision"], found["networks"]) == ("int8", 8)
+    assert 0.05 < found["latency_ratio"]["value"] < 20
+
+
+def test_without_a_latency_model_one_is_made_once_and_found_again(
+    supernet: Supernet, labels: list[Label], tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[LatencyTable | LearnedLatency] = []
+
+    def short(*given: Any, **settings: Any) -> LatencyTable | LearnedLatency:
+        few = {"calibrating": 8, "validating": 4, "learning": 0, "turns": 2, "burst_seconds": 0.001}
+        made.append(profile(*given, **settings, **few))
+        return made[-1]
+
+    def killed(job: Job, networks: object) -> None:
+        raise KeyboardInterrupt
+
+    def call() -> Specialization:
+        return specialize(supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=())
+
+    monkeypatch.setattr("onceforall.deploy.specialize.profile", short)
+    verify_all = Job.verify
+    monkeypatch.setattr(Job, "verify", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    monkeypatch.setattr(Job, "verify", verify_all)
+    found = call()
+    assert len(made) == 1
+    assert found.table == load_latency(tmp_path / "latency.json")
+    assert found.table.to_json() == made[0].to_json()
+    assert not {"latency.part", "steps.jsonl"} & {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_device_that_another_process_cannot_make_has_no_memory_figure(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    class Mine(OnnxRuntimeDevice):
+        """Of this function: nobody can import it."""
+
+    monkeypatch.setattr("onceforall.deploy.job.measure_memory", measure_memory)
+    (largest,) = specialize(supernet, labels, tiny_data, Mine(), tmp_path, budgets=(), table=table).networks
+    assert np.isnan(largest.export.memory_bytes)
+    assert "NaN" not in (tmp_path / "manifest.json").read_text()
+    assert "nan" not in (tmp_path / "MODEL_CARD.md").read_text()
 
 
 def test_limits_bind_every_network_but_the_largest(
@@ -267,7 +335,7 @@ def test_quantised_networks_are_calibrated_on_calibration_images(
     assert all(any(np.array_equal(image, other) for other in known) for image in images)
 
 
-def test_a_file_says_its_path() -> None:
+def test_an_export_is_as_large_as_its_files() -> None:
     assert Export("a", "int8", "a 1", [File("x/a.b", 10, ""), File("x/a.c", 5, "")]).bytes == 15
 
 
@@ -386,12 +454,16 @@ def test_an_interrupted_call_keeps_what_it_chose(
         ({"finetune": -1}, "finetune -1: expected a number of epochs"),
         ({"quantize": "int4"}, "quantize 'int4'"),
         ({"exports": [RemoteDevice("phone")]}, "further export onnxruntime@phone: .* export to onnxruntime, timed"),
+        ({"table": "int8"}, "was measured in int8, the networks will run in fp32"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_a_finished_manifest_is_lost(
     options: dict[str, Any], message: str, supernet: Supernet, tiny_data: ImageData, tmp_path: Path
 ) -> None:
     (tmp_path / "manifest.json").write_text("finished")
+    if "table" in options:
+        made = LatencyTable.synthetic(supernet.space)
+        options = {"table": replace(made, device={"precision": options["table"]})}
     with pytest.raises(InvalidConfiguration, match=message):
         specialize(supernet, [], tiny_data, OnnxRuntimeDevice(), tmp_path, **options)
     assert (tmp_path / "manifest.json").read_text() == "finished"

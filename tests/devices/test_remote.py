@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -67,7 +69,7 @@ def test_a_plan_is_measured_elsewhere_and_read_back(tmp_path: Path) -> None:
     assert np.array_equal(found[:, 1:], np.stack(kept, axis=1))
     assert (found > 0).all()
     said = device.describe()
-    assert said["runtime"].startswith("onnxruntime 1.")
+    assert said["runtime"] == f"onnxruntime {onnxruntime.__version__}"
     assert said["processor"] == measure.describe_machine()["processor"]
     assert (said["name"], said["threads"], said["precision"]) == (f"onnxruntime@{tmp_path / 'here'}", 1, "fp32")
 
@@ -127,6 +129,24 @@ def test_other_networks_settings_or_turns_are_another_plan(tmp_path: Path) -> No
         with pytest.raises(MeasurementPending):
             RemoteDevice(tmp_path, threads=threads).time(given, turns)
     assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_layers_that_are_kept_are_kept_in_what_is_carried(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3))
+    found = {}
+    for kept in ((), (0, 2)):
+        device = RemoteDevice(tmp_path / "phone", precision="int8").keeping(kept)
+        with pytest.raises(MeasurementPending):
+            device.time([(network, SHAPE)], TURNS)
+        assert device.describe().get("kept", []) == list(kept)
+    for plan in (tmp_path / "phone").iterdir():
+        (file,) = (plan / "networks").iterdir()
+        nodes = onnx.load(file).graph.node
+        found[tuple(read_json(plan / "plan.json").get("kept", ()))] = sum(
+            node.op_type == "QuantizeLinear" for node in nodes
+        )
+    assert found.keys() == {(), (0, 2)}
+    assert found[0, 2] < found[()]
 
 
 def test_a_structure_is_everything_but_the_weights() -> None:

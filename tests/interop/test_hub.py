@@ -81,6 +81,23 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_ours(network: SubNetwork
         save_pretrained(network, tmp_path / "file" / "folder")
 
 
+@pytest.mark.usefixtures("installed")
+def test_an_upload_that_fails_is_no_unwritable_folder(
+    network: SubNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(self: object, repository: str, **options: object) -> None:
+        asked.append((repository, options))
+        raise OSError("401: no token")
+
+    monkeypatch.setattr(hub._hub_network(), "push_to_hub", refuse)
+    with pytest.raises(DataUnavailable, match="folder was written, but not uploaded: 401"):
+        save_pretrained(network, tmp_path / "folder", push_to_hub=True, repo_id="me/name", private=True)
+    assert asked == [("me/name", {"private": True})]
+    assert from_pretrained(tmp_path / "folder").specs == network.specs
+
+
 def test_without_the_extra_the_error_names_it(network: SubNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     hub._hub_network.cache_clear()

@@ -82,6 +82,16 @@ def test_a_refused_import_leaves_nothing(theirs: tuple[Path, Supernet], tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_another_import_is_not_written_over(theirs: tuple[Path, Supernet], imported: Path, tmp_path: Path) -> None:
+    import_supernet(theirs[0], imported)  # the same again
+    before = (imported / "supernet.safetensors").read_bytes()
+    other = Supernet(theirs[1].space, seed=3)
+    save_supernet(tmp_path / "other", other)
+    with pytest.raises(InvalidConfiguration, match=r"already holds supernet\.safetensors of ofa_net: choose another"):
+        import_supernet(tmp_path / "other", imported)
+    assert (imported / "supernet.safetensors").read_bytes() == before
+
+
 def test_a_folder_with_a_trained_supernet_is_not_written_over(theirs: tuple[Path, Supernet], tmp_path: Path) -> None:
     path = tmp_path / "run" / "supernet.safetensors"
     save_ours(path, Supernet(spaces.mobilenet_v3_small_images()))

@@ -13,7 +13,7 @@ from onceforall.data.dataset import ImageData
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
 from onceforall.evaluate import Evaluator, measure_top1
 from onceforall.nn.supernet import Supernet
-from onceforall.predict.labels import label, read_labels
+from onceforall.predict.labels import label, read_labels, training_pairs
 from onceforall.space import SearchSpace
 
 
@@ -51,6 +51,21 @@ def test_a_file_of_another_run_is_refused(tiny_supernet: Supernet, tiny_data: Im
     label(tiny_supernet, tiny_data, path, count=1, uniform=False)
     with pytest.raises(InvalidConfiguration, match="choose a new file"):
         label(tiny_supernet, tiny_data, path, count=1, seed=1, uniform=False)
+
+
+def test_what_is_drawn_and_uniform_is_measured_once_and_stays_apart(
+    tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Architecture] = []
+    monkeypatch.setattr(Evaluator, "top1", lambda self, arch: measured.append(arch) or 50.0)
+    found = label(tiny_supernet, tiny_data, tmp_path / "labels.jsonl", count=30, distribution="macs")
+    twice = {item.architecture for item in found if item.kind == "macs"} & set(tiny_supernet.space.uniforms())
+    assert twice  # the ends of the space are both
+    assert len(measured) == len(set(measured)) == len(found) - len(twice)
+    assert not twice & set(training_pairs(found)[0])
+    again = label(tiny_supernet, tiny_data, tmp_path / "labels.jsonl", count=30, distribution="macs")
+    assert again == found
+    assert len(measured) == len(set(measured))
 
 
 def test_rows_that_are_not_asked_for_again_are_kept(

@@ -13,6 +13,7 @@ from onceforall.cost.model import CostModel
 from onceforall.errors import InfeasibleConstraint, OutOfDomain
 from onceforall.search.evolution import search
 from onceforall.search.exact import optimum
+from onceforall.search.pricing import PriceTable
 from onceforall.space import SearchSpace
 from onceforall.testing import members
 
@@ -50,6 +51,13 @@ def test_evolution_reaches_the_optimum_of_a_large_space(linear: Make) -> None:
     best = optimum(space, accuracy, [bound])
     found = search(space, accuracy, [bound], population=20, starts=2, children=2, generations=3)
     assert best.accuracy - 0.1 <= found.accuracy <= best.accuracy + 1e-6
+
+
+def test_a_resolution_at_which_nothing_meets_a_peak_is_passed_over(tiny_space: SearchSpace, linear: Make) -> None:
+    space = replace(tiny_space, units=tiny_space.units[:1])
+    least = min(PriceTable(space, PeakActivationMemory()).cheapest()[1])
+    found = optimum(space, linear(space), [PeakActivationMemory().at_most(1.01 * float(least))])
+    assert found.architecture.resolution == space.resolutions[0]
 
 
 def test_what_has_no_exact_optimum_is_refused(tiny_space: SearchSpace, linear: Make, curved: Make) -> None:

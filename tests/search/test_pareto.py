@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory
+from onceforall.cost.model import AdditiveCost
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
+from onceforall.layers import LayerSpec, MBConvSpec
 from onceforall.search.pareto import Front, crowding, front, ranks
+from onceforall.search.pricing import PriceTable
 from onceforall.space import SearchSpace
 from onceforall.testing import members
 
@@ -52,6 +55,22 @@ def test_a_front_at_budgets_is_that_of_all_members(tiny_space: SearchSpace, curv
     assert len(set(tops)) == len(tops)
     with pytest.raises(InfeasibleConstraint, match="the front begins at"):
         found.within(values[0] - 1)
+
+
+class Backwards(AdditiveCost):
+    """Large kernels are cheap: the smallest network is not the cheapest."""
+
+    name, unit = "backwards", "ms"
+
+    def layer_cost(self, layer: LayerSpec) -> float:
+        return 10.0 - layer.kernel if isinstance(layer, MBConvSpec) else 1.0
+
+
+def test_a_budget_that_can_be_met_has_a_point_however_tight(tiny_space: SearchSpace, linear: Make) -> None:
+    least = PriceTable(tiny_space, Backwards()).cheapest()[1].min()
+    for budgets in ([1.0001 * least], [1.0001 * least, 2 * least]):
+        found = front(tiny_space, linear(tiny_space), [Backwards()], budgets=budgets, population=4, generations=1)
+        assert found.within(budgets[0]).costs[0].value <= budgets[0]
 
 
 def test_points_spread_over_the_whole_front_and_meet_constraints(tiny_space: SearchSpace, linear: Make) -> None:

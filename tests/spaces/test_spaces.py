@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Mapping
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,11 @@ def test_a_registered_space_is_read(monkeypatch: pytest.MonkeyPatch, tiny_space:
     own = Own.from_json(tiny_space.to_json())
     with pytest.raises(InvalidConfiguration, match="space type 'own'"):
         spaces.from_json(own.to_json())
-    for _ in range(2):  # a module may be imported again
+    for _ in range(2):  # a module may be imported again, a notebook's cell run again
         spaces.register("own", read_own)
+        spaces.register("own", FunctionType(read_own.__code__, read_own.__globals__, "read_own"))
+    with pytest.raises(InvalidConfiguration, match="'own' is taken"):
+        spaces.register("own", lambda value: own)
     again = spaces.from_json(json.loads(json.dumps(own.to_json())))
     assert type(again) is Own
     assert again == own

@@ -41,7 +41,7 @@ from onceforall.training.trainer import train
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 100  # seconds after which processes that hang print where they are, and end
+DEADLINE = 300  # seconds after which processes that hang print where they are, and end
 
 # The largest differences between one process and two, times ten. Measured: 3.7e-9 on gradients of up to 0.05, where
 # the weights were still the same. A weight that differs in its last bit can turn an activation that is almost 0, and

@@ -764,7 +764,11 @@ def test_bfloat16_trains_with_every_kind_of_teacher(
     tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, teacher: Literal["frozen", "in_place"]
 ) -> None:
     phases = Phase("full", 1, 0.02), Phase("open", 1, 0.02, **OPEN, teacher=teacher, subnets=4)
-    trained = train(Supernet(tiny_space), few_data, Recipe("half", phases, 30), tmp_path, precision="bf16")
+    trained = train(Supernet(tiny_space), few_data, Recipe("half", phases, 30), tmp_path / "bf16", precision="bf16")
+    exact = train(Supernet(tiny_space), few_data, Recipe("half", phases, 30), tmp_path / "fp32").state_dict()
+    name, weights = next(iter(trained.named_parameters()))
+    assert not torch.equal(weights, exact[name])
+    assert_close(weights, exact[name], rtol=0, atol=0.02)
     assert all(torch.isfinite(tensor).all() for tensor in weights_of(trained).values())
     assert all(tensor.dtype != torch.bfloat16 for tensor in weights_of(trained).values())
 
