@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from PIL import Image
+from torch.testing import assert_close
 
 import onceforall as ofa
+from onceforall.cli import app
 from onceforall.cost.latency import LatencyTable
 from onceforall.predict.labels import Label
 from onceforall.space import SearchSpace
@@ -19,9 +22,10 @@ from onceforall.space import SearchSpace
 README = Path(__file__).parent.parent / "README.md"
 
 
-def code_below(heading: str) -> str:
-    (code,) = re.findall(rf"## {heading}\n.*?```python\n(.*?)```", README.read_text(), re.DOTALL)
-    return str(code)
+def code_below(heading: str, number: int = 0) -> str:
+    """A block of Python between a heading and the next, counted from 0."""
+    (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## )", README.read_text(), re.DOTALL | re.MULTILINE)
+    return str(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[number])
 
 
 def test_the_nine_lines_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,8 +90,31 @@ def test_the_lines_that_run_a_file_run(
         tiny_supernet, labels, data, ofa.device("onnxruntime"), "out", budgets=(), architectures=[space.smallest()],
         table=table,
     )  # fmt: skip
-    exec(compile(code_below("From a budget to a file that runs"), "README.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(code_below("From a budget to a file that runs"), "README.md", "exec"), names)
     assert capsys.readouterr().out.strip() in data.classes
+    pixels = torch.tensor([6.0, 90, 200])[:, None, None].expand(3, 16, 16)
+    assert_close(torch.from_numpy(names["x"][0]), (pixels / 255 - 0.5) / 0.2)
+
+
+def test_the_lines_on_your_device_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    front, search = ofa.front, ofa.search
+    quick: dict[str, Any] = {"population": 20, "generations": 1}
+    monkeypatch.setattr(ofa, "front", lambda *given, **named: front(*given, **named, **quick, rounds=1))
+    monkeypatch.setattr(ofa, "search", lambda *given, **named: search(*given, **named, **quick))
+    exec(compile(code_below("Your device"), "README.md", "exec"), {})
+    assert re.match(r"\d+ \d+px k\de\d.* \d\d\.\d+ \d+\.\d+", capsys.readouterr().out)
+
+
+def test_the_lines_on_a_bundle_run(
+    tiny_supernet: ofa.Supernet, tiny_data: ofa.ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = tiny_supernet.space
+    ofa.write_bundle(tiny_supernet, {"fast": space.smallest(), "best": space.largest()}, tiny_data, "bundle")
+    names: dict[str, Any] = {"ofa": ofa, "images": torch.randn(2, 3, 16, 16)}
+    exec(compile(code_below("From a budget to a file that runs", 1), "README.md", "exec"), names)
+    assert names["logits"].shape == (2, 4)
 
 
 def test_the_space_of_the_readme_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,10 +131,19 @@ def test_the_space_of_the_readme_conforms(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_every_command_in_the_readme_exists() -> None:
-    from onceforall.cli import app
-
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert set(re.findall(r"(?:^|`)ofa (\w+)", README.read_text(), re.MULTILINE)) == known
+
+
+def test_every_option_in_the_readme_exists() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    seen = 0
+    for name, rest in re.findall(r"^ *(?:torchrun .*)?ofa (\w+)(.*)$", README.read_text(), re.MULTILINE):
+        known = {option for parameter in commands[name].params for option in parameter.opts}
+        used = re.findall(r"--[a-z][\w-]+", rest.partition("#")[0])
+        assert set(used) <= known, name
+        seen += len(used)
+    assert seen > 50
 
 
 def test_public_names_are_there() -> None:

@@ -21,11 +21,6 @@ def test_all_macs_are_somebodys(space: SearchSpace, rng: np.random.Generator) ->
         assert (found >= 0).all()
 
 
-def test_features_add_up_over_layers(tiny_space: SearchSpace) -> None:
-    layers = tiny_space.lower(tiny_space.largest())
-    assert np.array_equal(features(layers), sum(layer_features(layer) for layer in layers))
-
-
 def test_a_block_is_its_operations() -> None:
     block = MBConvSpec(8, 16, 64, 16, 5, 1, "relu", se_channels=16, shortcut=True)
     assert named(layer_features(block)) == {

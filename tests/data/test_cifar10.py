@@ -128,14 +128,6 @@ def test_the_cache_is_used_without_fetching(
     assert len(cifar10().train_images) == 25
 
 
-def test_the_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.delenv("ONCEFORALL_CACHE", raising=False)
-    assert module.cache_folder() == tmp_path / "xdg" / "onceforall"
-    monkeypatch.setenv("ONCEFORALL_CACHE", str(tmp_path / "own"))
-    assert module.cache_folder() == tmp_path / "own"
-
-
 # Fetching
 
 

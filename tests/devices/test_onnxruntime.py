@@ -58,15 +58,6 @@ def test_a_device_says_what_it_is() -> None:
     assert found["processor"]
 
 
-def test_unknown_devices_and_threads_are_refused() -> None:
-    with pytest.raises(InvalidConfiguration, match="choices are onnxruntime"):
-        devices.by_name("abacus")
-    with pytest.raises(InvalidConfiguration, match="threads 0"):
-        OnnxRuntimeDevice(0)
-    with pytest.raises(InvalidConfiguration, match="precision 'fp8'"):
-        OnnxRuntimeDevice(precision="fp8")
-
-
 def convolved(device: OnnxRuntimeDevice, network: nn.Module | bytes, kept: Collection[int]) -> dict[str, bool]:
     """The convolutions and matrices of a converted network, for images of 20 px, and whether they compute in int8."""
     images = np.random.default_rng(0).standard_normal((4, 3, 20, 20), np.float32)
