@@ -96,6 +96,8 @@ def verify(
             if isinstance(device, str):
                 yield Claim(f"{about}: accuracy, latency", export.runtime, device, repeated=False)
                 continue
+            if export.kept:
+                device = device.keeping(export.kept)
             yield from _accuracy(about, network, export, device, files, data, judge)
             yield from _latency(about, network, export, device, files, manifest["device"])
             if not math.isnan(export.memory_bytes):
@@ -148,11 +150,11 @@ def _latency(
         yield Claim(f"{about}: latency", stated, f"measured on another machine, {export.device}", repeated=False)
         return
     own = device.describe()
-    changed = {"precision": export.precision, "name": export.device, "runtime": export.runtime}
+    changed = {"precision": export.precision, "name": export.device, "runtime": export.runtime, "kept": export.kept}
     # What a runtime says beyond name and version (its provider) is of no other runtime's description.
     different = differing({**described, **changed}, own)
     if different:
-        here = ", ".join(f"{key} {own[key]}" for key in different)
+        here = ", ".join(f"{key} {own.get(key)}" for key in different)
         yield Claim(
             f"{about}: latency", stated, f"another device ({here}): profile and specialise here", repeated=False
         )
