@@ -78,10 +78,9 @@ class SearchSpace(Choices, ABC):
 
         Raises InvalidConfiguration for fewer than two, and where the space has no field `num_classes`.
         """
-        if num_classes < FEWEST_CLASSES or not hasattr(self, "num_classes"):
-            raise InvalidConfiguration(
-                f"num_classes {num_classes}: expected at least {FEWEST_CLASSES}, and a space with a field of that name"
-            )
+        check_num_classes(num_classes)
+        if not hasattr(self, "num_classes"):
+            raise InvalidConfiguration(f"num_classes {num_classes}: this space has no field of that name to change")
         changes: dict[str, Any] = {"num_classes": num_classes}
         return replace(self, **changes)
 
@@ -346,7 +345,7 @@ def _lower(space: SearchSpace, architecture: Architecture) -> tuple[LayerSpec, .
     return (*space.stem(resolution, multipliers[0]), *blocks, *space.head(resolution, multipliers[-1]))
 
 
-def check_classes(num_classes: int) -> None:
+def check_num_classes(num_classes: int) -> None:
     """Raises InvalidConfiguration where there is nothing to tell apart."""
     if not isinstance(num_classes, int) or num_classes < FEWEST_CLASSES:
         raise InvalidConfiguration(f"num_classes {num_classes}: expected at least {FEWEST_CLASSES}")

@@ -179,15 +179,19 @@ class Device(ABC):
         session.feed(random_images(input_shape))
         return session.run
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The settings that every device has, as descriptions and plans say them."""
+        kept = {"kept": list(self.kept)} if self.kept else {}
+        return {"threads": self.threads, "precision": self.precision, **kept}
+
     def described(self, runtime: str, **settings: object) -> dict[str, Any]:
         """A description of this device on this machine; `runtime` names the runtime and its version."""
         return {
             "name": self.name,
             "runtime": runtime,
             **settings,
-            "threads": self.threads,
-            "precision": self.precision,
-            **({"kept": list(self.kept)} if self.kept else {}),
+            **self.chosen,
             **describe_machine(),
         }
 

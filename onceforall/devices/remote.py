@@ -67,12 +67,7 @@ class RemoteDevice(Device):
         return {**self.identity(), "runtime": self.runtime, "processor": "not measured yet", **self._machine}
 
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, **self._settings}
-
-    @property
-    def _settings(self) -> dict[str, Any]:
-        kept = {"kept": list(self.kept)} if self.kept else {}
-        return {"threads": self.threads, "precision": self.precision, **kept}
+        return {"name": self.name, **self.chosen}
 
     def convert(
         self,
@@ -122,7 +117,7 @@ class RemoteDevice(Device):
         plan = {
             "format": measure.PLAN_FORMAT,
             "runtime": self.runtime,
-            **self._settings,
+            **self.chosen,
             "turns": turns.count,
             "burst_seconds": turns.burst_seconds,
             "seed": turns.seed,

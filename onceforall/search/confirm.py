@@ -19,7 +19,7 @@ from onceforall.errors import InvalidConfiguration
 from onceforall.search.limits import Limits
 from onceforall.search.pareto import front, ranks
 from onceforall.search.result import Cost, SearchResult
-from onceforall.search.scoring import RowPredictor, Scorer
+from onceforall.search.scoring import RowPredictor, rows_of
 from onceforall.space import Rows, SearchSpace
 
 UNFAMILIAR = 0.0  # percent
@@ -106,7 +106,7 @@ def confirm(
     bound, model = constraints[0].bound, constraints[0].model
     trials: list[Trial] = []
     candidates = [result.architecture, *result.runners_up][:top]
-    predicted = Scorer(space, accuracy)(space.to_rows(candidates)).tolist()
+    predicted = rows_of(space, accuracy)(space.to_rows(candidates)).tolist()
     for architecture, top1 in zip(candidates, predicted, strict=True):
         (cost,) = measure_cost([architecture])
         met = bool(cost <= bound)
@@ -188,13 +188,14 @@ class _Familiar:
     """
 
     def __init__(self, space: SearchSpace, predictor: RowPredictor, learnt: Sequence[Architecture]) -> None:
-        self.space, self._scorer = space, Scorer(space, predictor)
+        self.space, self._predict = space, rows_of(space, predictor)
         self._known = [np.unique(column) for column in space.to_rows(learnt).T]
 
     def predict_rows(self, rows: Rows) -> NDArray[np.float64]:
         known = np.all([np.isin(column, seen) for column, seen in zip(rows.T, self._known, strict=True)], axis=0)
         found = np.full(len(rows), UNFAMILIAR)
-        found[known] = self._scorer(rows[known])
+        if known.any():
+            found[known] = self._predict(rows[known])
         return found
 
 
@@ -237,7 +238,9 @@ def measured_front(
     rows = np.concatenate([rows, space.sample_rows(measurements, rng)])
     # Resolutions in turn: a predictor can say nothing of one that no network had.
     turns = np.resize(rng.permutation(limits.resolutions), len(rows))
-    rows[:, 0] = np.where(np.isin(rows[:, 0], limits.resolutions) & (np.arange(len(rows)) < 2), rows[:, 0], turns)
+    drawn = ~np.isin(rows[:, 0], limits.resolutions)
+    drawn[2:] = True
+    rows[drawn, 0] = turns[drawn]
     first = list(dict.fromkeys(space.from_rows(limits.repair(rows, rng))))[: measurements - measurements // 2]
     measure(first, [None] * len(first))
     errors = []

@@ -31,7 +31,7 @@ class Scorer:
     """
 
     def __init__(self, space: SearchSpace, accuracy: RowPredictor) -> None:
-        self._predict = _rows_of(space, accuracy)
+        self._predict = rows_of(space, accuracy)
         self._known: dict[bytes, float] = {}
         self._rows = [np.empty((0, len(space.columns)), np.int16)]
 
@@ -59,8 +59,11 @@ class Scorer:
         return self._rows[0], np.fromiter(self._known.values(), np.float64, len(self._known))
 
 
-def _rows_of(space: SearchSpace, accuracy: RowPredictor) -> Callable[[Rows], NDArray[np.float64]]:
-    """The predictor for rows of a space, whose indices may mean something else in the predictor's own."""
+def rows_of(space: SearchSpace, accuracy: RowPredictor) -> Callable[[Rows], NDArray[np.float64]]:
+    """The predictor for rows of a space, whose indices may mean something else in the predictor's own.
+
+    Raises OutOfDomain where the predictor belongs to another space.
+    """
     own = accuracy.space
     if own == space:
         return accuracy.predict_rows

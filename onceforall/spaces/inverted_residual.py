@@ -21,7 +21,7 @@ from onceforall.layers import (
     scaled,
     strided_size,
 )
-from onceforall.space import SearchSpace, check_classes
+from onceforall.space import SearchSpace, check_num_classes
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class InvertedResidualSpace(SearchSpace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_classes(self.num_classes)
+        check_num_classes(self.num_classes)
         for activation in (self.activation, self.first.activation, *(stage.activation for stage in self.units)):
             if activation not in get_args(Activation):
                 raise InvalidConfiguration(f"activation {activation!r}: choices are {', '.join(get_args(Activation))}")

@@ -20,7 +20,7 @@ from onceforall.layers import (
     scaled,
     strided_size,
 )
-from onceforall.space import SearchSpace, check_classes
+from onceforall.space import SearchSpace, check_num_classes
 
 STEM_UNITS = 2
 
@@ -56,7 +56,7 @@ class ResNetSpace(SearchSpace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_classes(self.num_classes)
+        check_num_classes(self.num_classes)
         if len(self.stages) != len(self.units) - STEM_UNITS or not self.stages:
             raise InvalidConfiguration("a ResNet space has two units of the stem, and then stages")
         if any(unit.kernels != (3,) for unit in self.units):

@@ -36,6 +36,14 @@ def test_uniform_draws_are_independent_and_reach_every_choice(
     }
 
 
+@counts
+def test_a_sandwich_is_the_largest_then_the_smallest_then_uniform_draws(tiny_space: SearchSpace, count: int) -> None:
+    drawn = sandwich(tiny_space, count, np.random.default_rng(3))
+    ends = [tiny_space.largest(), tiny_space.smallest()]
+    between = uniform(tiny_space, max(count - 2, 0), np.random.default_rng(3))
+    assert drawn == (ends + between)[:count]
+
+
 def test_a_sandwich_has_the_ends_of_what_is_open(tiny_space: SearchSpace, rng: np.random.Generator) -> None:
     part = tiny_space.restrict(resolutions=[16], kernels=[5, 7], depths=[1, 2])
     first, second, *_ = sandwich(part, 4, rng)
