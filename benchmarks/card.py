@@ -89,6 +89,7 @@ def main() -> None:
         train = partial(
             alone, space=space, epochs=options.alone, seed=options.seed, precision=options.precision, runs=options.runs
         )
+        corners.sort(key=lambda row: row["macs"], reverse=True)  # the longest first, so that workers end together
         with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
             for row, top1 in zip(corners, pool.map(train, corners), strict=True):
                 row |= {"alone_top1": round(top1, 2), "alone_epochs": options.alone}
