@@ -96,6 +96,7 @@ class Scale:
             return replace(shrinking, phases=(shrinking.phases[0], *map(change, later)))
 
         return {
+            "shrinking, control": shrinking,  # with the code of its ablations: what they share agrees to the bit
             "shrinking, no teacher": changed(lambda phase: replace(phase, teacher="none")),
             NO_TRANSFORMS: shrinking,
             "shrinking, no sorting": changed(lambda phase: replace(phase, sort_channels=False)),

@@ -146,6 +146,27 @@ def test_every_option_in_the_readme_exists() -> None:
     assert seen > 50
 
 
+PAGES = (README, README.parent / "benchmarks/README.md", README.parent / "onceforall/zoo/cifar10/README.md")
+
+
+def test_every_benchmark_and_its_options_exist() -> None:
+    seen = 0
+    for page in PAGES:
+        for script, rest in re.findall(r"(benchmarks/\w+\.py)([^`#\n]*)", page.read_text()):
+            known = re.findall(r'add_argument\(\s*"(--[a-z-]+)"', (README.parent / script).read_text())
+            used = re.findall(r"--[a-z][\w-]+", rest)
+            assert set(used) <= set(known), f"{page}: {script}"
+            seen += len(used)
+    assert seen > 20
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
+    assert len(links) > 3
+    for page, link in links:
+        assert (page.parent / link).exists(), f"{page}: {link}"
+
+
 def test_public_names_are_there() -> None:
     assert sorted(ofa.__all__) == ofa.__all__
     assert all(hasattr(ofa, name) for name in ofa.__all__)
