@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/ofa specialize --model cifar10 --out out
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
