@@ -16,6 +16,7 @@ FLOORS = {
     "errors": 0,
     "download": 1,
     "files": 1,
+    "serial": 1,
     "process": 1,
     "architecture": 1,
     "layers": 1,
