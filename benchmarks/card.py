@@ -38,7 +38,10 @@ def named(space: SearchSpace, seed: int) -> list[tuple[str, ofa.Architecture]]:
         ("largest", space.largest()),
         ("smallest", space.smallest()),
         *(
-            (f"corner D{depth} E{expand} K{kernel}", space.uniform(depth, kernel, expand, space.resolutions[-1]))
+            (
+                f"corner D{depth} E{expand} K{kernel}",
+                space.uniform(depth=depth, kernel=kernel, expand=expand, resolution=space.resolutions[-1]),
+            )
             for depth, expand, kernel in itertools.product(*ends)
         ),
         *((f"random {number}", space.sample(rng)) for number in range(1, 21)),

@@ -80,7 +80,10 @@ def equal(what: str, published: float, ours: float, digits: int | None = None) -
 def spaces_and_counts() -> Iterator[Check]:
     v3 = spaces.mobilenet_v3(1.0)
     for (depth, expand, kernel), (parameters, mega) in CORNERS.items():
-        layers, name = v3.lower(v3.uniform(depth, kernel, expand, 224)), f"D{depth} E{expand} K{kernel}, 224 px"
+        layers, name = (
+            v3.lower(v3.uniform(depth=depth, kernel=kernel, expand=expand, resolution=224)),
+            f"D{depth} E{expand} K{kernel}, 224 px",
+        )
         yield equal(f"{name}: parameters (M)", parameters, params(layers) / 1e6, 3)
         yield equal(f"{name}: MACs (M)", mega, macs(layers) / 1e6, 2)
     yield equal("MobileNetV3: sub-networks a resolution", 7371**5, v3.size // len(v3.resolutions))
@@ -229,7 +232,8 @@ def read_rows(path: Path) -> Iterator[tuple[Architecture, dict[str, str]]]:
     for row in csv.DictReader(path.open()):
         units = tuple(
             tuple(
-                Gene(int(row[f"k{4 * u + b}"]), int(row[f"e{4 * u + b}"])) for b in range(1, int(row[f"d{u + 1}"]) + 1)
+                Gene(kernel=int(row[f"k{4 * u + b}"]), expand=int(row[f"e{4 * u + b}"]))
+                for b in range(1, int(row[f"d{u + 1}"]) + 1)
             )
             for u in range(5)
         )

@@ -44,9 +44,10 @@ from onceforall.devices.timing import Turns
 from onceforall.files import write_json
 from onceforall.layers import LayerSpec
 from onceforall.report.progress import Steps
+from onceforall.rows import Rows
 from onceforall.search.evolution import search
 from onceforall.search.pricing import PriceTable
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 
 Layers = Sequence[LayerSpec]
 Predict = Callable[[Sequence[Layers]], NDArray[np.float64]]

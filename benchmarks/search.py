@@ -42,12 +42,13 @@ from onceforall.cost.latency import LatencyTables
 from onceforall.cost.model import Constraint
 from onceforall.errors import InfeasibleConstraint
 from onceforall.interop import PublishedPredictor
+from onceforall.rows import Rows
 from onceforall.search.evolution import GENERATIONS, search
 from onceforall.search.exact import optimum
 from onceforall.search.pareto import front
 from onceforall.search.pricing import pricer
 from onceforall.search.scoring import RowPredictor
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 
 TABLES = Path(__file__).resolve().parents[2] / "shared/data/tables"
 # ms: percent. The best that long searches found, of others and of this package; none is proven.

@@ -132,7 +132,7 @@ def corners(space: SearchSpace) -> dict[str, Architecture]:
     """The eight networks with the least or most of depth, kernel and expand ratio everywhere."""
     unit, size = space.units[0], space.resolutions[-1]
     ends = itertools.product(*((choices[0], choices[-1]) for choices in (unit.depths, unit.expands, unit.kernels)))
-    return {f"D{d} E{e} K{k}": space.uniform(d, k, e, size) for d, e, k in ends}
+    return {f"D{d} E{e} K{k}": space.uniform(depth=d, kernel=k, expand=e, resolution=size) for d, e, k in ends}
 
 
 def probes(space: SearchSpace) -> list[Architecture]:

@@ -3,19 +3,92 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from onceforall import serial
 from onceforall.errors import InvalidArchitecture
 
+V = TypeVar("V")
+FORM = '{"resolution": 32, "units": [[{"kernel": 5, "expand": 6}, ...], ...], "width_multipliers": []}'
+if TYPE_CHECKING:  # TODO: rectangles everywhere
+    Size = Any
+else:
+    Size = int | tuple[int, int]  # px: a number where it is square, else (height, width)
 
-class Gene(NamedTuple):
-    """The choice made for one block: kernel size (px) and expand ratio."""
 
-    kernel: int
-    expand: float
+class Named(Mapping[str, V]):
+    """An immutable, hashable mapping of names to values, which are attributes as well. Order does not matter."""
+
+    __slots__ = ("_hash", "_values")
+    _hash: int
+    _values: dict[str, V]
+
+    def __init__(self, /, *given: Mapping[str, V], **values: V) -> None:
+        for more in given:
+            values = {**more, **values}
+        object.__setattr__(self, "_values", values)
+        object.__setattr__(self, "_hash", hash(frozenset(values.items())))
+
+    def __getitem__(self, name: str) -> V:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(f"{name}: this {type(self).__name__} has {', '.join(self._values)}") from None
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: a {type(self).__name__} is immutable; make another with replace({name}=...)")
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Named) and self._values == other._values)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._values,)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.items())})"
+
+    def replace(self, **changes: V) -> Self:
+        """The same with some values changed."""
+        return type(self)({**self._values, **changes})
+
+    def to_json(self) -> dict[str, V]:
+        """A JSON object."""
+        return dict(self._values)
+
+
+class Gene(Named[float]):
+    """The choices made for one block, by name: `Gene(kernel=5, expand=6).kernel` is 5."""
+
+    __slots__ = ()
+
+    @classmethod
+    def from_json(cls, value: Any) -> Gene:
+        """A JSON object of names and numbers; or the pair [kernel, expand], as older files have it.
+
+        Raises InvalidArchitecture.
+        """
+        if isinstance(value, list | tuple) and len(value) == 2:
+            value = dict(zip(("kernel", "expand"), value, strict=True))
+        if not isinstance(value, dict) or not all(_is_number(item) for item in value.values()):
+            raise InvalidArchitecture(f"{value!r} is no gene: expected names and numbers")
+        return cls(value)
+
+    def __str__(self) -> str:
+        return "".join(f"{name[0]}{value:g}" for name, value in self.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +97,11 @@ class Architecture:
 
     A unit's depth is the number of its genes. Blocks that depth cuts off have no gene, so two
     equal networks are two equal objects. `width_multipliers` scale the output channels of each
-    unit, where a space lets them; none stand for 1 everywhere.
+    unit, where a space lets them; none stand for 1 everywhere. `resolution` is a number where images
+    are square, else (height, width).
     """
 
-    resolution: int
+    resolution: Size
     units: tuple[tuple[Gene, ...], ...]
     width_multipliers: tuple[float, ...] = ()
 
@@ -46,45 +120,35 @@ class Architecture:
         return self.width_multipliers or (1,) * len(self.units)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object: `{"resolution": 32, "units": [[[kernel, expand], ...], ...]}`.
-
-        Where a width multiplier is not 1, `"width_multipliers": [...]` as well.
-        """
-        value = {"resolution": self.resolution, "units": [[list(gene) for gene in unit] for unit in self.units]}
-        return value | ({"width_multipliers": list(self.width_multipliers)} if self.width_multipliers else {})
+        """A JSON object, as `FORM` shows."""
+        value: dict[str, Any] = serial.to_json(self)
+        return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Architecture:
-        """The inverse of `to_json`. Raises InvalidArchitecture where the form is wrong."""
+        """The inverse of `to_json`; also of older files. Raises InvalidArchitecture where the form is wrong."""
         try:
-            units = tuple(tuple(_gene(*gene) for gene in unit) for unit in value["units"])
-            multipliers = tuple(map(_number, value.get("width_multipliers", ())))
-            return cls(_integer(value["resolution"]), units, multipliers)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InvalidArchitecture(
-                f"not an architecture: {json.dumps(value, default=str)[:200]}; expected "
-                '{"resolution": 32, "units": [[[kernel, expand], ...], ...]}'
-            ) from error
+            return serial.from_json(cls, value, "an architecture", InvalidArchitecture)
+        except InvalidArchitecture as problem:
+            raise InvalidArchitecture(f"{problem}; expected {FORM}") from problem
 
     def __str__(self) -> str:
-        units = ["-".join(f"k{gene.kernel}e{gene.expand:g}" for gene in unit) or "none" for unit in self.units]
+        units = ["-".join(map(str, unit)) or "none" for unit in self.units]
         if self.width_multipliers:
             multipliers = [f"(x{m:g})" for m in self.width_multipliers]
             units = ["".join(pair) for pair in itertools.zip_longest(units, multipliers, fillvalue="")]
-        return f"{self.resolution}px {' '.join(units)}"
+        return f"{said(self.resolution)}px {' '.join(units)}"
 
 
-def _gene(kernel: object, expand: object) -> Gene:
-    return Gene(_integer(kernel), _number(expand))
+def said(size: Size) -> str:
+    """A size as people write it: 224, or 224x160 (height x width)."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
 
 
-def _integer(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is not an integer")
-    return value
+def height_width(size: Size) -> tuple[int, int]:
+    """Both sides of a size."""
+    return (size, size) if isinstance(size, int) else size
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
-    return value
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,6 +1,8 @@
 """The elastic choices of a space: what each unit may be, which architectures are members, sub-spaces.
 
-Units and blocks count from 0 in code and from 1 in messages.
+A choice has a name: "depth" and "width_multiplier" belong to every unit, others ("kernel", "expand",
+"heads", ...) to the blocks of the units that declare them. Units and blocks count from 0 in code and
+from 1 in messages.
 """
 
 from __future__ import annotations
@@ -8,92 +10,148 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from onceforall.architecture import Architecture, Gene
+from onceforall.architecture import Architecture, Gene, Named, Size, height_width
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration
 
-# What a unit may choose, and which values make sense.
-ELASTIC = {
-    "depths": "integers of at least 0",
-    "kernels": "odd positive integers",
-    "expands": "positive numbers",
-    "width_multipliers": "positive numbers",
-}
+DEPTH, WIDTH = "depth", "width_multiplier"
+EVERY_OTHER = "*"  # in `largest_choices`: each name that is not mentioned
+
+Values = tuple[float, ...]
+Options = Mapping[str, Values]
 
 
 @dataclass(frozen=True)
-class Unit:
-    """The elastic choices of one unit, each in ascending order.
+class BaseUnit(ABC):
+    """The elastic choices of one unit, each in ascending order: its depth, its blocks' choices, its width.
 
-    `width_multipliers` scale the output channels of all blocks of the unit. `tied`: the n-th depth
-    goes with the n-th expand ratio in every block, so a unit is small or large as a whole.
+    `width_multipliers` scale the output channels of all blocks of the unit. A subclass says what its
+    blocks choose from (`choices`), and which of its fields hold that (`having`).
     """
 
     depths: tuple[int, ...]
-    kernels: tuple[int, ...]
-    expands: tuple[float, ...]
-    width_multipliers: tuple[float, ...] = field(default=(1.0,), kw_only=True)
-    tied: bool = field(default=False, kw_only=True)
+    width_multipliers: Values = field(default=(1.0,), kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, expected in ELASTIC.items():
-            values = tuple(getattr(self, name))
-            object.__setattr__(self, name, values)  # JSON has lists
-            if (
-                not values
-                or list(values) != sorted(set(values))
-                or values[0] < (0 if name == "depths" else 1e-9)
-                or not all(map(math.isfinite, values))
-                or ("integers" in expected and not all(isinstance(value, int) for value in values))
-                or (name == "kernels" and any(value % 2 == 0 for value in values))
-            ):
-                raise InvalidConfiguration(f"{name} {values}: expected distinct {expected}, ascending")
-        if self.tied and len(self.depths) != len(self.expands):
-            raise InvalidConfiguration(
-                f"depths {self.depths} and expands {self.expands}: tied choices must be equally many"
-            )
+        depths = ascending("depths", self.depths, lambda n: isinstance(n, int) and n >= 0, "integers of at least 0")
+        object.__setattr__(self, "depths", depths)  # JSON has lists
+        multipliers = ascending("width_multipliers", self.width_multipliers, is_positive, "positive numbers")
+        object.__setattr__(self, "width_multipliers", multipliers)
+        for name in self.tied_choices:
+            if len(self.choices[name]) != len(self.depths):
+                raise InvalidConfiguration(
+                    f"depths {self.depths} and {name} {self.choices[name]}: tied choices must be equally many"
+                )
+
+    # What a subclass says
+
+    if TYPE_CHECKING:  # a property, or a field, which a property here would stand in the way of
+
+        @property
+        def choices(self) -> Options:
+            """What every block chooses from, by name."""
+
+    @property
+    def tied_choices(self) -> tuple[str, ...]:
+        """Names of choices whose n-th value goes with the n-th depth in every block."""
+        return ()
+
+    @abstractmethod
+    def having(self, choices: Options) -> dict[str, Any]:
+        """The fields that hold these choices, for `replace`."""
+
+    # What follows
+
+    @property
+    def options(self) -> dict[str, Values]:
+        """All that is elastic: depth, the blocks' choices, width multiplier."""
+        return {DEPTH: self.depths, **self.choices, WIDTH: self.width_multipliers}
+
+    def only(self, options: Options) -> Self:
+        """The unit with these options."""
+        own: dict[str, Any] = {"depths": options[DEPTH], "width_multipliers": options[WIDTH]}
+        return replace(self, **own, **self.having({name: options[name] for name in self.choices}))
+
+    @cached_property
+    def genes(self) -> tuple[Gene, ...]:
+        """Every gene of a block; the last choice varies first."""
+        return tuple(Gene(zip_names(self.choices, values)) for values in itertools.product(*self.choices.values()))
+
+    @cached_property
+    def genes_of_depth(self) -> tuple[tuple[int, ...], ...]:
+        """For each depth, which of `genes` its blocks may have: all, unless choices are tied to it."""
+
+        def allowed(depth: int, gene: Gene) -> bool:
+            return all(gene[name] == self.choices[name][depth] for name in self.tied_choices)
+
+        return tuple(
+            tuple(number for number, gene in enumerate(self.genes) if allowed(depth, gene))
+            for depth in range(len(self.depths))
+        )
+
+    def genes_of_block(self, index: int) -> list[int]:
+        """Which of `genes` block `index` may have, at any depth that it is part of."""
+        deep = [own for depth, own in zip(self.depths, self.genes_of_depth, strict=True) if depth > index]
+        return sorted(set().union(*deep))
 
     @property
     def size(self) -> int:
         """Number of distinct forms of the unit."""
-        genes = len(self.kernels) * (1 if self.tied else len(self.expands))
-        total: int = len(self.width_multipliers) * sum(genes**depth for depth in self.depths)
-        return total
+        blocks: int = sum(len(own) ** depth for own, depth in zip(self.genes_of_depth, self.depths, strict=True))
+        return len(self.width_multipliers) * blocks
+
+
+@dataclass(frozen=True)
+class Unit(BaseUnit):
+    """A unit whose blocks choose from any named values: `Unit((2, 3), {"kernel": (3, 5), "expand": (3, 6)})`.
+
+    `tied` names choices whose n-th value goes with the n-th depth in every block, so that a unit is
+    small or large as a whole.
+    """
+
+    choices: Options = field(default_factory=Named)  # read-only in the base
+    tied: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        choices = {
+            name: ascending(name, values, math.isfinite, "finite numbers") for name, values in self.choices.items()
+        }
+        for name in choices:
+            if not name.isidentifier() or name in (DEPTH, WIDTH, "resolution"):
+                raise InvalidConfiguration(f"choice {name!r}: expected a name such as 'heads', not one of every unit's")
+        object.__setattr__(self, "choices", Named(choices))
+        object.__setattr__(self, "tied", tuple(self.tied))
+        if not set(self.tied) <= choices.keys():
+            raise InvalidConfiguration(f"tied {listed(self.tied)}: the choices are {listed(choices)}")
+        super().__post_init__()
 
     @property
-    def pairs(self) -> set[tuple[int, float]]:
-        """The expand ratios that go with each depth."""
-        pairs = (
-            zip(self.depths, self.expands, strict=True) if self.tied else itertools.product(self.depths, self.expands)
-        )
-        return set(pairs)
+    def tied_choices(self) -> tuple[str, ...]:
+        return self.tied
 
-    def expands_at(self, index: int) -> range:
-        """Indices of the expand ratios that block `index` may have."""
-        shallower = sum(depth <= index for depth in self.depths)
-        return range(shallower if self.tied else 0, len(self.expands))
+    def having(self, choices: Options) -> dict[str, Any]:
+        return {"choices": choices}
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Input resolutions (px) and units: the members of a family of networks."""
+    """Input resolutions (px; a pair is height and width) and units: the members of a family of networks."""
 
-    resolutions: tuple[int, ...]
-    units: tuple[Unit, ...]
+    resolutions: tuple[Size, ...]
+    units: tuple[BaseUnit, ...]
 
     def __post_init__(self) -> None:
-        try:  # of lists, as JSON has, and of numpy's integers, which it has not
-            object.__setattr__(self, "resolutions", tuple(map(operator.index, self.resolutions)))
-        except TypeError:
-            raise InvalidConfiguration(f"resolutions {self.resolutions}: expected integers (px)") from None
+        object.__setattr__(self, "resolutions", tuple(map(_resolution, self.resolutions)))
         object.__setattr__(self, "units", tuple(self.units))
-        if not self.resolutions or list(self.resolutions) != sorted(set(self.resolutions)) or self.resolutions[0] < 1:
+        sizes = [(math.prod(height_width(size)), height_width(size)) for size in self.resolutions]
+        if not sizes or sizes != sorted(set(sizes)) or min(min(pair) for _, pair in sizes) < 1:
             raise InvalidConfiguration(
-                f"resolutions {self.resolutions}: expected distinct positive integers, ascending"
+                f"resolutions {self.resolutions}: expected distinct positive integers, or pairs of them, ascending"
             )
         if not self.units:
             raise InvalidConfiguration("a search space needs at least one unit")
@@ -102,6 +160,12 @@ class Choices:
     def block_indices(self) -> tuple[tuple[int, int], ...]:
         """(unit, index in the unit) of every block, each unit holding as many as its largest depth."""
         return tuple((u, b) for u, unit in enumerate(self.units) for b in range(unit.depths[-1]))
+
+    @cached_property
+    def choice_names(self) -> tuple[str, ...]:
+        """Everything that is elastic beside the resolution: "depth", the blocks' choices, "width_multiplier"."""
+        of_blocks = dict.fromkeys(name for unit in self.units for name in unit.choices)
+        return (DEPTH, *of_blocks, WIDTH)
 
     # Members
 
@@ -119,17 +183,10 @@ class Choices:
         if len(multipliers) != len(self.units):
             raise InvalidArchitecture(f"{len(multipliers)} width multipliers: this space has {len(self.units)} units")
         for u, (genes, multiplier, unit) in enumerate(zip(architecture.units, multipliers, self.units, strict=True), 1):
-            _check("depth", len(genes), unit.depths, f" at unit {u}")
-            _check("width multiplier", multiplier, unit.width_multipliers, f" at unit {u}")
-            tied = unit.expands[unit.depths.index(len(genes))] if unit.tied else None
+            _check(DEPTH, len(genes), unit.depths, f" at unit {u}")
+            _check(WIDTH, multiplier, unit.width_multipliers, f" at unit {u}")
             for b, gene in enumerate(genes, 1):
-                place = f" at unit {u}, block {b}"
-                _check("kernel", gene.kernel, unit.kernels, place)
-                _check("expand", gene.expand, unit.expands, place)
-                if tied is not None and gene.expand != tied:
-                    raise InvalidArchitecture(
-                        f"expand {gene.expand}{place}: depth {len(genes)} is tied to expand {tied}"
-                    )
+                _check_gene(unit, gene, f" at unit {u}, block {b}", len(genes))
 
     def smallest(self) -> Architecture:
         """The architecture with the least of every choice."""
@@ -140,29 +197,31 @@ class Choices:
         return self._extreme(-1)
 
     def _extreme(self, end: int) -> Architecture:
-        units = tuple((Gene(unit.kernels[end], unit.expands[end]),) * unit.depths[end] for unit in self.units)
+        units = tuple((unit.genes[end],) * unit.depths[end] for unit in self.units)
         return Architecture(self.resolutions[end], units, tuple(unit.width_multipliers[end] for unit in self.units))
 
-    def uniform(
-        self, depth: int, kernel: int, expand: float, resolution: int, width_multiplier: float = 1
-    ) -> Architecture:
-        """The network with one depth, kernel size, expand ratio and width multiplier everywhere.
+    def uniform(self, *, resolution: Size, depth: int, **choices: float) -> Architecture:
+        """The network that makes the same choices everywhere: `uniform(resolution=32, depth=2, kernel=3, expand=6)`.
 
-        A unit that has only one choice keeps it. Raises InvalidArchitecture.
+        A unit that has only one choice keeps it; the width multiplier is 1 unless it is given.
+        Raises InvalidArchitecture.
         """
-        wanted = dict(zip(ELASTIC, (depth, kernel, expand, width_multiplier), strict=True))
+        wanted = {DEPTH: depth, WIDTH: 1, **choices}
+        for name in self.choice_names:
+            if name not in wanted:
+                raise InvalidArchitecture(f"a uniform network needs {name}: choices are {listed(self.values_of(name))}")
         for name, value in wanted.items():
-            _check(_singular(name), value, self._choices_of_all(name))
+            _check(name, value, self.values_of(name))
 
-        def chosen(unit: Unit, name: str) -> float:
-            choices: tuple[float, ...] = getattr(unit, name)
-            return choices[0] if len(choices) == 1 else wanted[name]
+        def chosen(unit: BaseUnit) -> dict[str, float]:
+            return {name: values[0] if len(values) == 1 else wanted[name] for name, values in unit.options.items()}
 
-        def genes(unit: Unit) -> tuple[Gene, ...]:
-            return (Gene(int(chosen(unit, "kernels")), chosen(unit, "expands")),) * int(chosen(unit, "depths"))
-
-        multipliers = tuple(chosen(unit, "width_multipliers") for unit in self.units)
-        architecture = Architecture(resolution, tuple(map(genes, self.units)), multipliers)
+        own = [chosen(unit) for unit in self.units]
+        genes = (
+            (Gene({name: values[name] for name in unit.choices}),) * int(values[DEPTH])
+            for unit, values in zip(self.units, own, strict=True)
+        )
+        architecture = Architecture(resolution, tuple(genes), tuple(values[WIDTH] for values in own))
         self.validate(architecture)
         return architecture
 
@@ -171,31 +230,38 @@ class Choices:
 
         A unit with fewer choices than others takes the one that comes nearest.
         """
-        counts = [max(len(getattr(unit, name)) for unit in self.units) for name in ELASTIC]
+        names = self.choice_names
+        counts = {name: max(len(unit.options.get(name, (0,))) for unit in self.units) for name in names}
 
-        def ranked(unit: Unit, ranks: Sequence[int]) -> Unit:
-            choices = [getattr(unit, name) for name in ELASTIC]
-            indices = [
-                round(rank * (len(values) - 1) / max(count - 1, 1))
-                for rank, count, values in zip(ranks, counts, choices, strict=True)
-            ]
-            return _choose(unit, {name: [index] for name, index in zip(ELASTIC, indices, strict=True)})
+        def ranked(unit: BaseUnit, ranks: Mapping[str, int]) -> BaseUnit:
+            return _choose(
+                unit,
+                {
+                    name: [round(ranks[name] * (len(values) - 1) / max(counts[name] - 1, 1))]
+                    for name, values in unit.options.items()
+                },
+            )
 
         members = []
         for resolution in self.resolutions:
-            for ranks in itertools.product(*map(range, counts)):
+            for ranks in itertools.product(*(range(counts[name]) for name in names)):
                 try:
-                    units = tuple(ranked(unit, ranks) for unit in self.units)
-                except InvalidConfiguration:  # a depth and an expand ratio that are not tied to each other
+                    units = tuple(ranked(unit, dict(zip(names, ranks, strict=True))) for unit in self.units)
+                except InvalidConfiguration:  # a depth and another choice that are not tied to each other
                     continue
                 members.append(replace(self, resolutions=(resolution,), units=units).smallest())
-        return list(dict.fromkeys(members))  # depth 0 makes all kernels one network
+        return list(dict.fromkeys(members))  # depth 0 makes all genes one network
 
-    def _choices_of_all(self, name: str) -> tuple[float, ...]:
-        """What at least one unit may be, in ascending order."""
-        return tuple(sorted({choice for unit in self.units for choice in getattr(unit, name)}))
+    def values_of(self, name: str) -> Values:
+        """What at least one unit may choose under a name, in ascending order. Raises InvalidConfiguration."""
+        if name not in self.choice_names:
+            raise InvalidConfiguration(f"choice {name!r}: this space has {listed(self.choice_names)}")
+        return tuple(sorted({value for unit in self.units for value in unit.options.get(name, ())}))
 
     # Sub-spaces
+
+    def _singular(self, name: str) -> str:
+        return name if name in self.choice_names else name.removesuffix("s")
 
     def check_contains(self, part: Choices) -> None:
         """Raises InvalidArchitecture where `part` has a choice that this space does not have."""
@@ -204,82 +270,138 @@ class Choices:
         if not set(part.resolutions) <= set(self.resolutions):
             raise InvalidArchitecture(f"resolution {part.resolutions}: choices are {self.resolutions}")
         for u, (own, other) in enumerate(zip(self.units, part.units, strict=True), 1):
-            for name in ELASTIC:
-                choices, values = getattr(own, name), getattr(other, name)
-                if not set(values) <= set(choices):
-                    raise InvalidArchitecture(f"{_singular(name)} {values} at unit {u}: choices are {choices}")
-            if own.tied and not other.pairs <= own.pairs:
-                raise InvalidArchitecture(f"depth and expand are tied at unit {u}: choices are {sorted(own.pairs)}")
+            if own.options.keys() != other.options.keys():
+                raise InvalidArchitecture(
+                    f"choices {listed(other.options)} at unit {u}: this space has {listed(own.options)}"
+                )
+            for name, values in other.options.items():
+                if not set(values) <= set(own.options[name]):
+                    raise InvalidArchitecture(f"{_words(name)} {values} at unit {u}: choices are {own.options[name]}")
+            theirs = _pairs_of_tied(other, own.tied_choices)
+            if not theirs <= (tied := _pairs_of_tied(own, own.tied_choices)):
+                names = " and ".join((DEPTH, *own.tied_choices))
+                raise InvalidArchitecture(f"{names} are tied at unit {u}: choices are {sorted(tied)}")
 
-    def restrict(
-        self,
-        *,
-        resolutions: Iterable[int] | None = None,
-        depths: Iterable[int] | None = None,
-        kernels: Iterable[int] | None = None,
-        expands: Iterable[float] | None = None,
-        width_multipliers: Iterable[float] | None = None,
-    ) -> Self:
-        """The sub-space with only the given choices; a unit that has only one choice keeps it.
+    def restrict(self, *, resolutions: Iterable[Size] | None = None, **choices: Iterable[float] | None) -> Self:
+        """The sub-space with only the given choices, by name or its plural: `restrict(resolutions=[32], kernels=[3])`.
 
-        Raises InvalidConfiguration where none is left.
+        A unit that has only one choice keeps it. Raises InvalidConfiguration where none is left, or
+        the space has no choice of that name.
         """
-        wanted = {
-            name: None if values is None else tuple(values)
-            for name, values in zip(ELASTIC, (depths, kernels, expands, width_multipliers), strict=True)
-        }
+        wanted = {self._singular(name): tuple(values) for name, values in choices.items() if values is not None}
 
-        def kept(name: str, have: tuple[float, ...], want: tuple[float, ...] | None) -> list[int]:
-            left = [index for index, value in enumerate(have) if want is None or value in want]
-            if not left:
-                raise InvalidConfiguration(f"{name} {listed(want or ())}: this space has {listed(have)}")
-            return left
-
-        def part(unit: Unit) -> Unit:
-            choices: dict[str, tuple[float, ...]] = {name: getattr(unit, name) for name in ELASTIC}
+        def part(unit: BaseUnit) -> BaseUnit:
             return _choose(
                 unit,
-                {name: kept(name, have, wanted[name] if len(have) > 1 else None) for name, have in choices.items()},
+                {
+                    name: _kept(name, have, wanted.get(name) if len(have) > 1 else None)
+                    for name, have in unit.options.items()
+                },
             )
 
-        for name in ELASTIC:  # what no unit at all has is a mistake
-            kept(name, self._choices_of_all(name), wanted[name])
-        sizes = kept("resolutions", self.resolutions, None if resolutions is None else tuple(resolutions))
+        for name, want in wanted.items():  # what no unit at all has is a mistake
+            _kept(name, self.values_of(name), want)
+        sizes = _kept("resolutions", self.resolutions, None if resolutions is None else tuple(resolutions))
         return replace(self, resolutions=tuple(self.resolutions[i] for i in sizes), units=tuple(map(part, self.units)))
 
-    def largest_choices(self, *, depths: int, kernels: int, expands: int, width_multipliers: int) -> Self:
-        """The sub-space with only the n largest choices of each unit (tied depth and expand: the fewer of both)."""
-        counts = dict(zip(ELASTIC, (depths, kernels, expands, width_multipliers), strict=True))
+    def largest_choices(self, counts: Mapping[str, int]) -> Self:
+        """The sub-space with only the n largest choices of each name in each unit; `"*"`: of every other name (1).
 
-        def part(unit: Unit) -> Unit:
-            sizes = {name: len(getattr(unit, name)) for name in ELASTIC}
-            return _choose(unit, {name: list(range(size)[-counts[name] :]) for name, size in sizes.items()})
+        Of tied choices the fewest are left. Raises InvalidConfiguration for a name that the space does not have.
+        """
+        for name in counts.keys() - {EVERY_OTHER, *self.choice_names}:
+            raise InvalidConfiguration(f"choice {name!r}: this space has {listed(self.choice_names)}")
+
+        def part(unit: BaseUnit) -> BaseUnit:
+            rest = counts.get(EVERY_OTHER, 1)
+            sizes = {name: len(values) for name, values in unit.options.items()}
+            return _choose(unit, {name: list(range(size))[-counts.get(name, rest) :] for name, size in sizes.items()})
 
         return replace(self, units=tuple(map(part, self.units)))
 
 
-def _choose(unit: Unit, indices: dict[str, list[int]]) -> Unit:
-    """The unit with only the choices of the given indices."""
-    if unit.tied:
-        both = sorted(set(indices["depths"]) & set(indices["expands"]))
-        if not both:
-            raise InvalidConfiguration(
-                f"depths and expands have no tied pair left: {unit.depths} are tied to {unit.expands}, in this order"
-            )
-        indices = {**indices, "depths": both, "expands": both}
-    chosen: dict[str, Any] = {name: tuple(getattr(unit, name)[i] for i in indices[name]) for name in ELASTIC}
-    return replace(unit, **chosen)
+def ascending(name: str, values: Iterable[float], allowed: Callable[[Any], bool], expected: str) -> tuple[Any, ...]:
+    """The values as a tuple. Raises InvalidConfiguration unless they are allowed, distinct, and in ascending order."""
+    found = tuple(values)
+    try:
+        right = bool(found) and all(map(allowed, found)) and list(found) == sorted(set(found))
+    except TypeError:  # no numbers
+        right = False
+    if not right:
+        raise InvalidConfiguration(f"{name} {found}: expected distinct {expected}, ascending")
+    return found
 
 
-def _check(name: str, value: float, choices: Iterable[float], place: str = "") -> None:
-    if value not in choices:
-        raise InvalidArchitecture(f"{name} {value}{place}: choices are {listed(choices)}")
+def is_positive(value: float) -> bool:
+    """Whether a value is a finite number above 0."""
+    return math.isfinite(value) and value > 0
 
 
-def _singular(name: str) -> str:
-    return name.removesuffix("s").replace("_", " ")
+def zip_names(choices: Options, values: Sequence[float]) -> dict[str, float]:
+    """One value for each name."""
+    return dict(zip(choices, values, strict=True))
 
 
-def listed(values: Iterable[float]) -> str:
+def listed(values: Iterable[object]) -> str:
     """The values, for a message."""
     return ", ".join(map(str, values))
+
+
+def _kept(name: str, have: Sequence[Any], want: Sequence[Any] | None) -> list[int]:
+    """The places of what is wanted (None: all of it) among what there is. Raises InvalidConfiguration for none."""
+    left = [index for index, value in enumerate(have) if want is None or value in want]
+    if not left:
+        raise InvalidConfiguration(f"{_words(name)} {listed(want or ())}: this space has {listed(have)}")
+    return left
+
+
+def _choose(unit: BaseUnit, indices: dict[str, list[int]]) -> BaseUnit:
+    """The unit with only the choices of the given indices."""
+    if unit.tied_choices:
+        together = (DEPTH, *unit.tied_choices)
+        common = sorted(set.intersection(*(set(indices[name]) for name in together)))
+        if not common:
+            tied = "; ".join(f"{name} {unit.options[name]}" for name in together)
+            raise InvalidConfiguration(f"tied choices have nothing in common left: {tied}, in this order")
+        indices = {**indices, **dict.fromkeys(together, common)}
+    return unit.only({name: tuple(values[i] for i in indices[name]) for name, values in unit.options.items()})
+
+
+def _pairs_of_tied(unit: BaseUnit, names: Sequence[str]) -> set[Values]:
+    """The combinations of depth and some choices that the blocks of a unit may have."""
+    return {
+        (depth, *(unit.genes[number][name] for name in names))
+        for depth, own in zip(unit.depths, unit.genes_of_depth, strict=True)
+        for number in own
+    }
+
+
+def _check_gene(unit: BaseUnit, gene: Gene, place: str, depth: int) -> None:
+    if gene.keys() != unit.choices.keys():
+        raise InvalidArchitecture(f"gene {gene!r}{place}: its choices are {listed(unit.choices)}")
+    for name, values in unit.choices.items():
+        _check(name, gene[name], values, place)
+    for name in unit.tied_choices:
+        tied = unit.choices[name][unit.depths.index(depth)]
+        if gene[name] != tied:
+            raise InvalidArchitecture(f"{name} {gene[name]}{place}: depth {depth} is tied to {name} {tied}")
+
+
+def _check(name: str, value: object, choices: Iterable[object], place: str = "") -> None:
+    if value not in choices:
+        raise InvalidArchitecture(f"{_words(name)} {value}{place}: choices are {listed(choices)}")
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _resolution(value: Any) -> Size:
+    """An integer, or a pair of different ones, of what JSON or numpy have. Raises InvalidConfiguration."""
+    try:
+        if isinstance(value, list | tuple):
+            height, width = map(operator.index, value)
+            return height if height == width else (height, width)
+        return operator.index(value)
+    except (TypeError, ValueError):
+        raise InvalidConfiguration(f"resolution {value!r}: expected an integer, or height and width (px)") from None

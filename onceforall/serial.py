@@ -5,6 +5,7 @@ A class that has `to_json` and the class method `from_json`, and is no dataclass
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,9 +27,25 @@ def from_json(kind: type[T], value: Any, what: str, error: type[OFAError] = Inva
     Raises `error`, which calls it by `what` ("a search result") and names the place that is wrong.
     """
     try:
-        return msgspec.convert(value, kind, dec_hook=_decode)
+        found = msgspec.convert(value, kind, dec_hook=_decode)
     except (msgspec.ValidationError, RecursionError, OverflowError) as problem:
         raise error(f"not {what}: {problem}") from problem
+    for place in _ignored(value, to_json(found), "$"):
+        raise error(f"not {what}: unknown field `{place}`")
+    return found
+
+
+def _ignored(given: Any, taken: Any, place: str) -> Iterator[str]:
+    """Where an object has a field that none was made of."""
+    if isinstance(given, dict) and isinstance(taken, dict):
+        for key, value in given.items():
+            if key in taken:
+                yield from _ignored(value, taken[key], f"{place}.{key}")
+            else:
+                yield f"{place}.{key}"
+    elif isinstance(given, list | tuple) and isinstance(taken, list | tuple):
+        for index, pair in enumerate(zip(given, taken, strict=False)):
+            yield from _ignored(*pair, f"{place}[{index}]")
 
 
 def _encode(value: Any) -> Any:

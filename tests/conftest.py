@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from onceforall import spaces
-from onceforall.choices import Unit
 from onceforall.data.dataset import ImageData
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import FirstBlock, InvertedResidualSpace, Stage
 from onceforall.spaces.resnet50d import BottleneckStage, ResNetSpace
+from onceforall.spaces.units import ConvUnit
 from onceforall.testing import scramble
 
 # These networks are tiny: on a busy machine, a second thread waits more than it computes.
@@ -64,8 +64,8 @@ def make_tiny_resnet_space() -> ResNetSpace:
     return ResNetSpace(
         resolutions=(32, 40),
         units=(
-            Unit((0, 1), (3,), (1,), **widths),
-            Unit((2,), (3,), (1,), **widths),
+            ConvUnit((0, 1), (3,), (1,), **widths),
+            ConvUnit((2,), (3,), (1,), **widths),
             BottleneckStage((1, 2), (3,), (0.25, 0.5), 32, 1, **widths),  # 10 px at 40
             BottleneckStage((1, 3), (3,), (0.25, 0.5), 48, 2, **widths),  # 10 -> 5
             BottleneckStage((1, 2), (3,), (0.25, 0.5), 64, 2, **widths),  # 5 -> 3

@@ -166,7 +166,7 @@ def test_an_unwritable_path_is_named(tiny_supernet: Supernet, tmp_path: Path) ->
 
 @pytest.fixture
 def network(tiny_supernet: Supernet) -> Network:
-    return Network.of(tiny_supernet, tiny_supernet.space.uniform(2, 5, 4, 16)).eval()
+    return Network.of(tiny_supernet, tiny_supernet.space.uniform(depth=2, kernel=5, expand=4, resolution=16)).eval()
 
 
 @pytest.fixture

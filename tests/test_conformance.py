@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onceforall import spaces
+from onceforall import serial, spaces
 from onceforall.architecture import Architecture, Gene
 from onceforall.choices import Unit
 from onceforall.cost.latency import LatencyTable, LatencyTables, Timing
 from onceforall.errors import OutOfDomain
 from onceforall.layers import ConvSpec, LayerSpec, LinearSpec, MBConvSpec, PoolSpec
-from onceforall.space import Rows, SearchSpace
+from onceforall.rows import Rows
+from onceforall.space import SearchSpace
 from onceforall.testing import LatencyTableSuite, SearchSpaceSuite
 
 
@@ -48,6 +49,8 @@ class TestTablesByResolution(LatencyTableSuite):
 class Plain(SearchSpace):
     """Units that halve the feature maps, 8 channels wide."""
 
+    units: tuple[Unit, ...]
+
     def stem(self, resolution: int, multiplier: float = 1) -> tuple[LayerSpec, ...]:
         return (ConvSpec(resolution, 3, 8, 3, 1, "relu"),)
 
@@ -61,22 +64,21 @@ class Plain(SearchSpace):
         return PoolSpec(resolution // 2 ** len(self.units), 8), LinearSpec(8, 10)
 
     def to_json(self) -> dict[str, Any]:
-        return {"type": "plain", **asdict(self)}
+        return {"type": "plain", **serial.to_json(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Plain:
-        units = ({k: tuple(v) if isinstance(v, list) else v for k, v in unit.items()} for unit in value["units"])
-        return cls(tuple(value["resolutions"]), tuple(Unit(**unit) for unit in units))
+        return serial.from_json(cls, {key: value[key] for key in ("resolutions", "units")}, "a plain space")
 
 
-CHOICES = (8, 16), (Unit((1, 2), (3,), (1, 2)), Unit((1,), (3, 5), (2,)))
+CHOICES = (8, 16), (Unit((1, 2), {"kernel": (3,), "expand": (1, 2)}), Unit((1,), {"kernel": (3, 5), "expand": (2,)}))
 PLAIN = Plain(*CHOICES)
 
 
 class TestSpaceOfSomebodyElse(SearchSpaceSuite):
     @pytest.fixture
     def space(self, monkeypatch: pytest.MonkeyPatch) -> SearchSpace:
-        monkeypatch.setattr(spaces, "_READERS", {**spaces._READERS, "plain": Plain.from_json})
+        monkeypatch.setitem(spaces._READERS._registered, "plain", Plain.from_json)
         return PLAIN
 
 
@@ -180,7 +182,7 @@ class CountsNoStem(Plain):
 def test_a_mistake_of_a_space_is_found(
     kind: type[Plain], test: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spaces, "_READERS", {**spaces._READERS, "plain": kind.from_json})
+    monkeypatch.setitem(spaces._READERS._registered, "plain", kind.from_json)
     with pytest.raises(AssertionError, match=message):
         getattr(SearchSpaceSuite(), test)(kind(*CHOICES))
 

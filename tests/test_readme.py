@@ -118,7 +118,7 @@ def test_the_lines_on_a_bundle_run(
 
 
 def test_the_space_of_the_readme_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ofa.spaces, "_READERS", dict(ofa.spaces._READERS))
+    monkeypatch.setattr(ofa.spaces._READERS, "_registered", {})
     module = types.ModuleType("readme")
     monkeypatch.setitem(sys.modules, "readme", module)  # dataclasses look their module up
     exec(compile(code_below("A space of your own"), "README.md", "exec"), module.__dict__)

@@ -61,6 +61,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     [
         ({"parts": {"a": {"sizes": [1, "2"], "colour": "red"}}}, "sizes[1]"),
         ({"parts": {"a": {"sizes": [1], "colour": "grey"}}}, "colour 'grey': choices are red, blue"),
+        ({"parts": {"a": {"sizes": [1], "colour": "red", "hue": 1}}}, "unknown field `$.parts.a.hue`"),
         ({"share": 1.0}, "parts"),
         ([], "object"),
         (None, "object"),

@@ -1,16 +1,17 @@
 import itertools
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from onceforall.architecture import Architecture, Gene
-from onceforall.choices import Unit
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration
 from onceforall.space import SearchSpace
 from onceforall.spaces import mobilenet_v3, proxyless
 from onceforall.spaces.inverted_residual import InvertedResidualSpace
+from onceforall.spaces.units import ConvUnit
 from onceforall.testing import members
 
 # What every space must do is tested by the suite in test_conformance.py; here are messages, numbers, small examples.
@@ -49,18 +50,18 @@ def with_gene(architecture: Architecture, unit: int, block: int, gene: Gene) -> 
 )
 def test_a_unit_refuses_choices_that_make_no_sense(field: str, values: tuple[int, ...], message: str) -> None:
     with pytest.raises(InvalidConfiguration, match=f"^{message}$"):
-        Unit(**{"depths": (2,), "kernels": (3,), "expands": (4,), field: values})
+        ConvUnit(**{"depths": (2,), "kernels": (3,), "expands": (4,), field: values})
 
 
 def test_a_tied_unit_needs_as_many_depths_as_expands() -> None:
-    message = r"^depths \(2, 3\) and expands \(3, 4, 6\): tied choices must be equally many$"
+    message = r"^depths \(2, 3\) and expand \(3, 4, 6\): tied choices must be equally many$"
     with pytest.raises(InvalidConfiguration, match=message):
-        Unit((2, 3), (3,), (3, 4, 6), tied=True)
+        ConvUnit((2, 3), (3,), (3, 4, 6), tied=True)
 
 
 @pytest.mark.parametrize("resolutions", [(), (224, 192), (192, 192), (0, 192)])
 def test_a_space_refuses_resolutions_that_make_no_sense(resolutions: tuple[int, ...]) -> None:
-    with pytest.raises(InvalidConfiguration, match=r"resolutions .*: expected distinct positive integers, ascending"):
+    with pytest.raises(InvalidConfiguration, match=r"resolutions .*: expected distinct positive integers, or pairs"):
         mobilenet_v3(resolutions=resolutions)
 
 
@@ -68,7 +69,7 @@ def test_resolutions_and_classes_are_whole_numbers() -> None:
     space = mobilenet_v3(resolutions=np.arange(128, 225, 32))  # type: ignore[arg-type]
     assert json.dumps(space.to_json())
     assert space == mobilenet_v3(resolutions=(128, 160, 192, 224))
-    with pytest.raises(InvalidConfiguration, match=r"resolutions \(20\.5, 32\): expected integers"):
+    with pytest.raises(InvalidConfiguration, match=r"resolution 20\.5: expected an integer"):
         mobilenet_v3(resolutions=(20.5, 32))  # type: ignore[arg-type]
     for classes in (0, 1, 2.0):
         with pytest.raises(InvalidConfiguration, match=f"num_classes {classes}: expected at least 2"):
@@ -90,14 +91,16 @@ def test_a_space_without_units_is_refused(tiny_space: InvertedResidualSpace) -> 
         (V3, replace(V3.largest(), units=V3.largest().units[:4]), "4 units: this space has 5"),
         (V3, replace(V3.largest(), units=(V3.largest().units[0][:1], *V3.largest().units[1:])),
          "depth 1 at unit 1: choices are 2, 3, 4"),
-        (V3, with_gene(V3.largest(), 2, 4, Gene(9, 6)), "kernel 9 at unit 2, block 4: choices are 3, 5, 7"),
-        (V3, with_gene(V3.largest(), 3, 2, Gene(7, 5)), "expand 5 at unit 3, block 2: choices are 3, 4, 6"),
+        (V3, with_gene(V3.largest(), 2, 4, Gene(kernel=9, expand=6)),
+         "kernel 9 at unit 2, block 4: choices are 3, 5, 7"),
+        (V3, with_gene(V3.largest(), 3, 2, Gene(kernel=7, expand=5)),
+         "expand 5 at unit 3, block 2: choices are 3, 4, 6"),
         (V3, replace(V3.largest(), width_multipliers=(1, 1, 0.5, 1, 1)),
          "width multiplier 0.5 at unit 3: choices are 1.0"),
         (WIDE, replace(WIDE.largest(), width_multipliers=(1, 1, 1, 1, 0.25)),
          "width multiplier 0.25 at unit 5: choices are 0.5, 0.75, 1"),
         (WIDE, replace(WIDE.largest(), width_multipliers=(1, 0.5)), "2 width multipliers: this space has 5 units"),
-        (TIED, with_gene(TIED.largest(), 2, 4, Gene(7, 4)),
+        (TIED, with_gene(TIED.largest(), 2, 4, Gene(kernel=7, expand=4)),
          "expand 4 at unit 2, block 4: depth 4 is tied to expand 6"),
         (TIED, replace(TIED.largest(), units=(TIED.largest().units[0][:2], *TIED.largest().units[1:])),
          "expand 6 at unit 1, block 1: depth 2 is tied to expand 3"),
@@ -120,7 +123,7 @@ def test_size_counts_depths_genes_and_width_multipliers(tiny_space: InvertedResi
 
 
 def test_a_tied_unit_has_one_expand_ratio_a_depth() -> None:
-    assert Unit((2, 3, 4), (3, 5, 7), (3, 4, 6), tied=True).size == 3**2 + 3**3 + 3**4
+    assert ConvUnit((2, 3, 4), (3, 5, 7), (3, 4, 6), tied=True).size == 3**2 + 3**3 + 3**4
     one_kernel = TIED.restrict(kernels=[5], resolutions=[192])
     found = {tuple((len(unit), {gene.expand for gene in unit}.pop()) for unit in arch.units) for arch in
              members(one_kernel)}  # fmt: skip
@@ -135,34 +138,43 @@ def test_smallest_and_largest_have_the_extreme_costs_of_all_members(tiny_space: 
 
 
 def test_uniform_has_one_choice_everywhere() -> None:
-    assert V3.uniform(3, 5, 4, 192) == Architecture(192, ((Gene(5, 4),) * 3,) * 5)
-    assert WIDE.uniform(3, 5, 4, 192, 0.75) == Architecture(192, ((Gene(5, 4),) * 3,) * 5, (0.75,) * 5)
+    assert V3.uniform(depth=3, kernel=5, expand=4, resolution=192) == Architecture(
+        192, ((Gene(kernel=5, expand=4),) * 3,) * 5
+    )
+    assert WIDE.uniform(depth=3, kernel=5, expand=4, resolution=192, width_multiplier=0.75) == Architecture(
+        192, ((Gene(kernel=5, expand=4),) * 3,) * 5, (0.75,) * 5
+    )
 
 
 def test_uniform_keeps_the_choice_of_a_unit_that_has_only_one() -> None:
-    units = proxyless(resolutions=(192,)).uniform(3, 5, 4, 192).units
-    assert units == ((Gene(5, 4),) * 3,) * 5 + ((Gene(5, 4),),)
+    units = proxyless(resolutions=(192,)).uniform(depth=3, kernel=5, expand=4, resolution=192).units
+    assert units == ((Gene(kernel=5, expand=4),) * 3,) * 5 + ((Gene(kernel=5, expand=4),),)
 
 
 @pytest.mark.parametrize(
     ("space", "choices", "message"),
     [
-        (V3, (5, 3, 3, 192), "depth 5: choices are 2, 3, 4"),
-        (V3, (2, 9, 3, 192), "kernel 9: choices are 3, 5, 7"),
-        (V3, (2, 3, 5, 192), "expand 5: choices are 3, 4, 6"),
-        (V3, (2, 3, 3, 100), "resolution 100: choices are 192, 224"),
-        (V3, (2, 3, 3, 192, 0.5), "width multiplier 0.5: choices are 1.0"),
-        (WIDE, (2, 3, 3, 192, 0.25), "width multiplier 0.25: choices are 0.5, 0.75, 1"),
-        (proxyless(resolutions=(192,)), (5, 3, 3, 192), "depth 5: choices are 1, 2, 3, 4"),
-        (proxyless(resolutions=(192,)), (1, 3, 3, 192), "depth 1 at unit 1: choices are 2, 3, 4"),
-        (TIED, (3, 5, 6, 192), "expand 6 at unit 1, block 1: depth 3 is tied to expand 4"),
+        (V3, {"depth": 5, "kernel": 3, "expand": 3, "resolution": 192}, "depth 5: choices are 2, 3, 4"),
+        (V3, {"depth": 2, "kernel": 9, "expand": 3, "resolution": 192}, "kernel 9: choices are 3, 5, 7"),
+        (V3, {"depth": 2, "kernel": 3, "expand": 5, "resolution": 192}, "expand 5: choices are 3, 4, 6"),
+        (V3, {"depth": 2, "kernel": 3, "expand": 3, "resolution": 100}, "resolution 100: choices are 192, 224"),
+        (V3, {"depth": 2, "kernel": 3, "expand": 3, "resolution": 192, "width_multiplier": 0.5},
+         "width multiplier 0.5: choices are 1.0"),
+        (WIDE, {"depth": 2, "kernel": 3, "expand": 3, "resolution": 192, "width_multiplier": 0.25},
+         "width multiplier 0.25: choices are 0.5, 0.75, 1"),
+        (proxyless(resolutions=(192,)), {"depth": 5, "kernel": 3, "expand": 3, "resolution": 192},
+         "depth 5: choices are 1, 2, 3, 4"),
+        (proxyless(resolutions=(192,)), {"depth": 1, "kernel": 3, "expand": 3, "resolution": 192},
+         "depth 1 at unit 1: choices are 2, 3, 4"),
+        (TIED, {"depth": 3, "kernel": 5, "expand": 6, "resolution": 192},
+         "expand 6 at unit 1, block 1: depth 3 is tied to expand 4"),
     ],
 )  # fmt: skip
 def test_uniform_refuses_a_choice_that_the_space_has_not(
-    space: SearchSpace, choices: tuple[int, int, float, int], message: str
+    space: SearchSpace, choices: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InvalidArchitecture) as error:
-        space.uniform(*choices)
+        space.uniform(**choices)
     assert str(error.value) == message
 
 
@@ -196,7 +208,7 @@ def test_uniforms_keep_the_choice_of_a_unit_that_has_only_one() -> None:
 
 
 def test_rows_have_one_column_a_choice_and_minus_one_where_depth_cuts_off(tiny_space: InvertedResidualSpace) -> None:
-    arch = Architecture(20, ((Gene(7, 3),), (Gene(3, 4), Gene(5, 6))))
+    arch = Architecture(20, ((Gene(kernel=7, expand=3),), (Gene(kernel=3, expand=4), Gene(kernel=5, expand=6))))
     #                                           res depths kernels           expands
     assert tiny_space.to_rows([arch]).tolist() == [[1, 0, 0, 2, -1, 0, 1, -1, 0, -1, 1, 2, -1]]
     assert tiny_space.active_blocks(tiny_space.to_rows([arch])).tolist() == [[True, False, True, True, False]]
@@ -205,7 +217,9 @@ def test_rows_have_one_column_a_choice_and_minus_one_where_depth_cuts_off(tiny_s
 def test_rows_end_with_the_multipliers_of_units_that_have_several(tiny_space: InvertedResidualSpace) -> None:
     first, second = tiny_space.units
     space = replace(tiny_space, units=(first, replace(second, width_multipliers=(0.25, 0.5, 1))))
-    arch = Architecture(20, ((Gene(7, 3),), (Gene(3, 4), Gene(5, 6))), (1, 0.5))
+    arch = Architecture(
+        20, ((Gene(kernel=7, expand=3),), (Gene(kernel=3, expand=4), Gene(kernel=5, expand=6))), (1, 0.5)
+    )
     rows = space.to_rows([arch, replace(arch, width_multipliers=())])
     assert rows[:, :-1].tolist() == 2 * tiny_space.to_rows([replace(arch, width_multipliers=())]).tolist()
     assert rows[:, -1].tolist() == [1, 2]
@@ -213,7 +227,7 @@ def test_rows_end_with_the_multipliers_of_units_that_have_several(tiny_space: In
 
 
 def test_encoding_is_one_hot_kernels_expands_and_resolution(tiny_space: InvertedResidualSpace) -> None:
-    arch = Architecture(20, ((Gene(7, 3),), (Gene(3, 4), Gene(5, 6))))
+    arch = Architecture(20, ((Gene(kernel=7, expand=3),), (Gene(kernel=3, expand=4), Gene(kernel=5, expand=6))))
     kernels = [0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
     expands = [1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
     assert tiny_space.encode([arch]).tolist() == [[*kernels, *expands, 0, 1]]
@@ -269,7 +283,7 @@ def test_decode_refuses_what_is_no_width_multiplier(change: dict[int, float]) ->
 
 def test_decode_refuses_an_expand_ratio_that_is_not_tied_to_the_depth() -> None:
     member = TIED.largest()
-    foreign = V3.encode([with_gene(member, 2, 4, Gene(7, 4))])
+    foreign = V3.encode([with_gene(member, 2, 4, Gene(kernel=7, expand=4))])
     assert TIED.decode(V3.encode([member])) == [member]
     with pytest.raises(InvalidArchitecture, match="expand 4 at unit 2, block 4: depth 4 is tied to expand 6"):
         TIED.decode(foreign)
@@ -301,7 +315,7 @@ def test_sampling_is_uniform_over_every_choice(
 def test_tied_expand_ratios_follow_the_depths(rng: np.random.Generator) -> None:
     rows = TIED.sample_rows(200, rng)
     for changed in (rows, TIED.mutate_rows(rows, rng, 0.5), TIED.crossover_rows(rows, rows[::-1], rng)):
-        depths, _, expands, _ = (changed[:, part] for part in TIED.slices)
+        depths, expands = (changed[:, TIED.columns_of(name)] for name in ("depth", "expand"))
         tied = depths[:, [u for u, _ in TIED.block_indices]]
         assert np.array_equal(expands, np.where(TIED.active_blocks(changed), tied, -1))
         assert {*np.unique(depths)} == {0, 1, 2}
@@ -328,7 +342,8 @@ def test_mutation_redraws_about_its_share_of_choices(
 def test_a_child_takes_from_both_parents(space: SearchSpace, rng: np.random.Generator) -> None:
     first, second = (np.repeat(space.to_rows([arch]), 500, axis=0) for arch in (space.smallest(), space.largest()))
     child = space.crossover_rows(first, second, rng)
-    for part in (slice(1), space.slices[0], space.slices[3]):  # genes of blocks that only one parent has are not free
+    # Genes of blocks that only one parent has are not free.
+    for part in map(space.columns_of, ("resolution", "depth", "width_multiplier")):
         free = (first != second)[:, part]
         if free.any():
             assert (child == first)[:, part][free].mean() == pytest.approx(0.5, abs=0.1)
@@ -372,14 +387,14 @@ def test_members_of_a_sub_space_are_the_same_networks(rng: np.random.Generator) 
     ("space", "wanted", "message"),
     [
         (V3, {"resolutions": [100]}, "resolutions 100: this space has 192, 224"),
-        (V3, {"depths": [5]}, "depths 5: this space has 2, 3, 4"),
-        (V3, {"kernels": [9, 11]}, "kernels 9, 11: this space has 3, 5, 7"),
-        (V3, {"expands": []}, "expands : this space has 3, 4, 6"),
-        (V3, {"width_multipliers": [0.5]}, "width_multipliers 0.5: this space has 1.0"),
-        (WIDE, {"width_multipliers": [0.25]}, "width_multipliers 0.25: this space has 0.5, 0.75, 1"),
-        (proxyless(), {"depths": [1]}, "depths 1: this space has 2, 3, 4"),  # only its last unit, which has no choice
+        (V3, {"depths": [5]}, "depth 5: this space has 2, 3, 4"),
+        (V3, {"kernels": [9, 11]}, "kernel 9, 11: this space has 3, 5, 7"),
+        (V3, {"expands": []}, "expand : this space has 3, 4, 6"),
+        (V3, {"width_multipliers": [0.5]}, "width multiplier 0.5: this space has 1.0"),
+        (WIDE, {"width_multipliers": [0.25]}, "width multiplier 0.25: this space has 0.5, 0.75, 1"),
+        (proxyless(), {"depths": [1]}, "depth 1: this space has 2, 3, 4"),  # only its last unit, which has no choice
         (TIED, {"depths": [2], "expands": [4, 6]},
-         "depths and expands have no tied pair left: (2, 3, 4) are tied to (3, 4, 6), in this order"),
+         "tied choices have nothing in common left: depth (2, 3, 4); expand (3, 4, 6), in this order"),
     ],
 )  # fmt: skip
 def test_restrict_names_the_choices_where_none_is_left(
@@ -401,7 +416,7 @@ def test_restricting_a_tied_space_takes_depth_and_expand_together() -> None:
 
 
 def test_largest_choices_opens_the_largest_first() -> None:
-    part = WIDE.largest_choices(depths=1, kernels=3, expands=2, width_multipliers=2)
+    part = WIDE.largest_choices({"kernel": 3, "expand": 2, "width_multiplier": 2})
     assert choices(part) == {((4,), (3, 5, 7), (4, 6), (0.75, 1))}
     assert part.resolutions == WIDE.resolutions
 
@@ -410,7 +425,7 @@ def test_largest_choices_opens_the_largest_first() -> None:
 def test_largest_choices_of_a_tied_space_are_the_fewer_of_depths_and_expands(
     depths: int, expands: int, both: int
 ) -> None:
-    part = TIED.largest_choices(depths=depths, kernels=1, expands=expands, width_multipliers=1)
+    part = TIED.largest_choices({"depth": depths, "expand": expands})
     assert choices(part) == {((2, 3, 4)[-both:], (7,), (3, 4, 6)[-both:], (1.0,))}
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.layers import LayerSpec, LinearSpec
-from onceforall.space import Rows, SearchSpace
+from onceforall.rows import Rows
+from onceforall.space import SearchSpace
 
 
 class CostModel(ABC):

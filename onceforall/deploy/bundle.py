@@ -176,7 +176,8 @@ class Bundle:
     @property
     def resolution(self) -> int:
         """Image size (px) of the sub-network in use."""
-        return self.architecture.resolution
+        resolution: int = self.architecture.resolution
+        return resolution
 
     @property
     def architecture(self) -> Architecture:

@@ -132,6 +132,6 @@ def supernet_names(space: SearchSpace) -> dict[str, str]:
     }
     for u, b in space.block_indices:
         place = f"units.{u}.{b}"
-        for smaller, larger in itertools.pairwise(space.units[u].kernels):
+        for smaller, larger in itertools.pairwise(space.units[u].choices["kernel"]):
             names[f"{place}.transforms.{smaller}"] = f"{modules[place][0]}.depth_conv.conv.{larger}to{smaller}_matrix"
     return names

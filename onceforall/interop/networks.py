@@ -115,7 +115,7 @@ def architecture_of(space: SearchSpace, layers: Sequence[LayerSpec]) -> Architec
                     break
                 wanted = layers[position + index], m, m if index else before
                 found = (
-                    Gene(unit.kernels[form.kernel], unit.expands[form.expand])
+                    unit.genes[form.gene]
                     for form in space.block_forms(resolution, u, index)
                     if (form.layer, form.multiplier, form.in_multiplier) == wanted
                 )

@@ -23,7 +23,8 @@ from onceforall.architecture import Architecture
 from onceforall.checkpoint import read_tensors, write_tensors
 from onceforall.errors import IncompatibleCheckpoint, InvalidArchitecture, InvalidConfiguration, OutOfDomain
 from onceforall.interop.pickles import read_state
-from onceforall.space import Rows, SearchSpace
+from onceforall.rows import Rows
+from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.predictor/1"
 

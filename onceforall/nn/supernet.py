@@ -9,7 +9,7 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from onceforall.architecture import Architecture
+from onceforall.architecture import Architecture, Size, height_width, said
 from onceforall.errors import InvalidArchitecture, OutOfDomain
 from onceforall.layers import LayerSpec
 from onceforall.nn.blocks import ElasticBlock, elastic
@@ -25,7 +25,7 @@ class Trainable(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def resolutions(self) -> tuple[int, ...]:
+    def resolutions(self) -> tuple[Size, ...]:
         """Image sizes (px) that it takes."""
 
     @property
@@ -44,9 +44,9 @@ class Trainable(nn.Module, ABC):
         a supernet belong to no sub-network in particular, so evaluate `calibrate(net.extract(arch), ...)`.
         Raises InvalidArchitecture, and OutOfDomain where the images have another size.
         """
-        if tuple(x.shape[2:]) != (arch.resolution, arch.resolution):
+        if tuple(x.shape[2:]) != height_width(arch.resolution):
             raise OutOfDomain(
-                f"images of {x.shape[-1]} x {x.shape[-2]} px: this architecture takes {arch.resolution} px"
+                f"images of {x.shape[-2]} x {x.shape[-1]} px: this architecture takes {said(arch.resolution)} px"
             )
         for block, spec in self._route(arch):
             x = block(x, spec)
@@ -85,14 +85,14 @@ class Supernet(Trainable):
         layers = iter(space.lower(largest))
         self.stem = nn.ModuleList(elastic(next(layers)) for _ in space.stem(largest.resolution))
         self.units = nn.ModuleList(
-            nn.ModuleList(elastic(next(layers), unit.kernels) for _ in genes)
+            nn.ModuleList(elastic(next(layers), [int(size) for size in unit.choices.get("kernel", ())]) for _ in genes)
             for unit, genes in zip(space.units, largest.units, strict=True)
         )
         self.head = nn.ModuleList(map(elastic, layers))
         initialise(self, torch.Generator().manual_seed(seed))
 
     @property
-    def resolutions(self) -> tuple[int, ...]:
+    def resolutions(self) -> tuple[Size, ...]:
         return self.space.resolutions
 
     def sort_channels(self, trained: SearchSpace | None = None) -> None:
@@ -161,7 +161,7 @@ class Network(Trainable):
         return name.removeprefix("blocks.").replace(".full.", ".", 1)
 
     @property
-    def resolutions(self) -> tuple[int, ...]:
+    def resolutions(self) -> tuple[Size, ...]:
         return (self.architecture.resolution,)
 
     def _route(self, arch: Architecture) -> Iterator[tuple[ElasticBlock, LayerSpec]]:

@@ -12,7 +12,8 @@ from onceforall.architecture import Architecture
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.predict.predictor import FittedPredictor
 from onceforall.predict.ridge import ridge
-from onceforall.space import Rows, SearchSpace
+from onceforall.rows import Rows
+from onceforall.space import SearchSpace
 
 FEWEST = 5
 

@@ -19,7 +19,8 @@ from onceforall.errors import InvalidConfiguration
 from onceforall.predict.mlp import MLPPredictor
 from onceforall.predict.predictor import LEAST_LABELS, Arrays, FittedPredictor
 from onceforall.predict.ridge import RidgePredictor
-from onceforall.space import Rows, SearchSpace
+from onceforall.rows import Rows
+from onceforall.space import SearchSpace
 
 Pair = tuple[NDArray[np.float64], NDArray[np.float64]]
 MEMBERS = ("mlp", "ridge")

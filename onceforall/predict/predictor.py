@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onceforall.architecture import Architecture
-from onceforall.choices import listed
+from onceforall.choices import DEPTH, WIDTH, listed
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration, OutOfDomain
-from onceforall.space import Rows, SearchSpace
+from onceforall.rows import RESOLUTION, Rows
+from onceforall.space import SearchSpace
 
 LEAST_LABELS = 10
 
@@ -150,11 +151,11 @@ class FittedPredictor(ABC):
 
     def _unknown(self, column: int, index: int) -> str:
         (what, unit, block), choices = list(self.space.columns.items())[column]
-        place = {"resolution": "", "kernel": f" at unit {unit + 1}, block {block + 1}"}
-        place["expand"] = place["kernel"]
+        places = {RESOLUTION: "", DEPTH: f" at unit {unit + 1}", WIDTH: f" at unit {unit + 1}"}
+        place = places.get(what, f" at unit {unit + 1}, block {block + 1}")
         known = [choice for choice, seen in zip(choices, self.arrays["seen"][column, 1:], strict=False) if seen]
         return (
-            f"{what} {choices[index] if index >= 0 else 'none'}{place.get(what, f' at unit {unit + 1}')}: no label had "
+            f"{what.replace('_', ' ')} {choices[index] if index >= 0 else 'none'}{place}: no label had "
             f"it, so the predictor cannot know it (labelled: {listed(known)}); measure networks that have it, or "
             "restrict the space of the search to what is labelled"
         )
@@ -165,8 +166,7 @@ def seen_choices(space: SearchSpace, rows: Rows) -> NDArray[np.bool_]:
     counts = space.choice_counts
     seen = np.zeros((len(counts), 1 + int(counts.max())), bool)
     seen[np.arange(len(counts)), 1 + rows] = True
-    _, kernels, expands, _ = space.slices
-    seen[kernels, 0] = seen[expands, 0] = True  # what is not there: its unit's depth says whether that was seen
+    seen[space.gene_columns, 0] = True  # what is not there: its unit's depth says whether that was seen
     return seen
 
 

@@ -14,8 +14,9 @@ from onceforall.architecture import Architecture
 from onceforall.cost.analytic import MACs
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.predict.predictor import AccuracyPredictor
+from onceforall.rows import Rows
 from onceforall.search.pricing import PriceTable
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 
 
 class MACsPredictor:

@@ -16,6 +16,7 @@ import numpy as np
 from onceforall.architecture import Architecture
 from onceforall.cost.analytic import macs
 from onceforall.errors import InvalidConfiguration
+from onceforall.rows import RESOLUTION
 from onceforall.space import SearchSpace
 
 Kind = Literal["random", "spread", "macs", "uniform"]
@@ -65,9 +66,8 @@ def spread_sample(space: SearchSpace, rng: np.random.Generator) -> Architecture:
     """One architecture whose choices follow its own random preferences: corners are as likely as the middle."""
     counts = space.choice_counts
     row = np.empty((1, len(counts)), np.int16)
-    columns = range(len(counts))
-    groups = [columns[:1], *(columns[part] for part in space.slices if columns[part])]
-    for group in groups:
+    groups = [space.columns_of(name) for name in (RESOLUTION, *space.choice_names)]
+    for group in filter(None, groups):
         preference = rng.dirichlet(np.ones(max(int(counts[c]) for c in group)))
         for column in group:
             weights = preference[: counts[column]]

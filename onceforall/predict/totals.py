@@ -12,28 +12,36 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from onceforall.architecture import Size
+from onceforall.choices import DEPTH
+from onceforall.rows import RESOLUTION
 from onceforall.space import SearchSpace
 
 
 def totals(space: SearchSpace) -> NDArray[np.float64]:
     """The matrix, shape [features, totals], from encodings to totals.
 
-    For each unit the number of its blocks, their kernel sizes (px) and expand ratios added up, and its
-    width multiplier where it has several; last the logarithm of the resolution.
+    For each unit the number of its blocks, each of their choices added up (kernel sizes in px, expand
+    ratios, ...), and its width multiplier where it has several; last the logarithm of the resolution.
     """
-    columns = list(
-        dict.fromkeys(
-            name
-            for what, unit, _, _ in space.encoded_choices
-            for name in ([("depth", unit)] if what == "kernel" else []) + [(what, unit)]
-        )
-    )
-    matrix = np.zeros((len(space.encoded_choices), len(columns)))
-    for feature, (what, unit, _, choice) in enumerate(space.encoded_choices):
-        matrix[feature, columns.index((what, unit))] = np.log(choice) if what == "resolution" else choice
-        if what == "kernel":  # a block has one kernel size where it is there, none where it is not
-            matrix[feature, columns.index(("depth", unit))] = 1
+    features = space.encoded_choices
+    # A block has one value of its unit's first choice where it is there, and none where it is not.
+    counting = {(name, u) for u, unit in enumerate(space.units) for name in list(unit.choices)[:1]}
+    columns: dict[tuple[str, int], int] = {}
+    for what, unit, _, _ in features:
+        for key in [(DEPTH, unit)] * ((what, unit) in counting) + [(what, unit)]:
+            columns.setdefault(key, len(columns))
+    matrix = np.zeros((len(features), len(columns)))
+    for feature, (what, unit, _, choice) in enumerate(features):
+        matrix[feature, columns[what, unit]] = np.log(side(choice)) if what == RESOLUTION else choice
+        if (what, unit) in counting:
+            matrix[feature, columns[DEPTH, unit]] = 1
     return matrix
+
+
+def side(size: Size) -> float:
+    """The side (px) of a square image of as many pixels."""
+    return float(size) if isinstance(size, int) else float(np.sqrt(np.prod(size)))
 
 
 class Standard(NamedTuple):

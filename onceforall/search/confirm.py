@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from onceforall.architecture import Architecture
 from onceforall.cost.model import Constraint, CostModel
 from onceforall.errors import InvalidConfiguration
+from onceforall.rows import Rows
 from onceforall.search.limits import Limits
 from onceforall.search.pareto import front, ranks
 from onceforall.search.result import Cost, SearchResult
 from onceforall.search.scoring import RowPredictor, rows_of
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 
 UNFAMILIAR = 0.0  # percent
 

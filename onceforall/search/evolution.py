@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from onceforall.cost.model import Constraint
 from onceforall.errors import InvalidConfiguration
+from onceforall.rows import Rows
 from onceforall.search.exchange import Exchange
 from onceforall.search.limits import Limits, costs_of
 from onceforall.search.objective import Accuracy, Objective
 from onceforall.search.pricing import pricer
 from onceforall.search.result import Cost, SearchResult
 from onceforall.search.scoring import RowPredictor, Scorer
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 
 GENERATIONS = 14
 FINALISTS = 3  # resolutions that go on after the start

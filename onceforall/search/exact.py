@@ -2,7 +2,7 @@
 
 Where every choice adds its own share to the accuracy, and every constraint bounds a sum or a peak
 over layers, the best network of a resolution is an integer program: each unit takes one form
-(depth and width multipliers), each of its active blocks one kernel and one expand ratio. The
+(depth and width multipliers), each of its active blocks one gene. The
 published predictor is not linear, so there a search has no such yardstick.
 """
 
@@ -11,24 +11,27 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from onceforall.choices import DEPTH, WIDTH
 from onceforall.cost.model import Constraint
 from onceforall.errors import OutOfDomain
+from onceforall.rows import Column, Rows
 from onceforall.search.limits import Limits
 from onceforall.search.pricing import PriceTable
 from onceforall.search.result import SearchResult
 from onceforall.search.scoring import RowPredictor, Scorer
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 
 TOLERANCE = 1e-3  # points of accuracy that a linear model may be off before it is refused
 
 Form = tuple[int, int, int]  # a unit's input multiplier, multiplier and depth, as indices
-Block = tuple[int, int, int, int]  # a block's input multiplier, multiplier, kernel and expand ratio, as indices
+Block = tuple[int, int, int]  # a block's input multiplier and multiplier, as indices, and the number of its gene
 
 
 def optimum(space: SearchSpace, accuracy: RowPredictor, constraints: Sequence[Constraint]) -> SearchResult:
@@ -83,10 +86,9 @@ class _Program:
 
     def __init__(self, limits: Limits, weights: NDArray[np.float64], resolution: int) -> None:
         self.space, self.limits, self.resolution = limits.space, limits, resolution
-        counts = {key: len(choices) for key, choices in self.space.columns.items()}
-        encoded = [key for key in counts if key[0] not in ("resolution", "depth")]
-        parts = np.split(weights, np.cumsum([counts[key] for key in encoded]))
-        self._shares = dict(zip(encoded, parts, strict=False))  # what each choice of a column adds
+        self._shares: dict[Column, dict[Any, float]] = {}  # what each choice of a column adds
+        for (*column, choice), weight in zip(self.space.encoded_choices, weights.tolist(), strict=True):
+            self._shares.setdefault(tuple(column), {})[choice] = weight  # type: ignore[arg-type]
         self.gains: list[float] = []
         self.costs: list[list[float]] = []  # in each constraint
         self.forms: dict[tuple[int, Form], int] = {}  # variables, by unit
@@ -129,7 +131,7 @@ class _Program:
         before = range(len(units[u - 1].width_multipliers)) if u else range(1)
         for i in before:
             for m in range(len(unit.width_multipliers)):
-                gain = float(self._shares["width multiplier", u, 0][m]) if len(unit.width_multipliers) > 1 else 0.0
+                gain = self._share(WIDTH, u, 0, unit.width_multipliers[m])
                 ends = np.zeros((2, len(self.limits.pricers)))
                 if u == 0:
                     ends[0] = [price.stem[self.resolution, m] for price in self._tables]
@@ -137,8 +139,8 @@ class _Program:
                     ends[1] = [price.head[self.resolution, m] for price in self._tables]
                 costs = [combine(end) for combine, end in zip(self._combine, ends.T, strict=True)]
                 if self._allowed(costs):
-                    for d in range(len(unit.depths)):
-                        self.forms[u, (i, m, d)] = self._add(gain, costs)
+                    for d, depth in enumerate(unit.depths):
+                        self.forms[u, (i, m, d)] = self._add(gain + self._share(DEPTH, u, 0, depth), costs)
         own = {form: index for (v, form), index in self.forms.items() if v == u}
         if u == 0:
             self.equations.append((dict.fromkeys(own.values(), 1.0), 1.0))
@@ -153,21 +155,24 @@ class _Program:
         """The forms of a block: as many as its unit's form asks for, that is one or none."""
         u, b = self.space.block_indices[block]
         unit = self.space.units[u]
-        kernel, expand = self._shares["kernel", u, b], self._shares["expand", u, b]
+        gains = [sum(self._share(name, u, b, value) for name, value in gene.items()) for gene in unit.genes]
         demands: dict[tuple[int, int, int], dict[int, float]] = {}
         for (v, (i, m, d)), index in self.forms.items():
             if v == u and unit.depths[d] > b:
-                # Inside a unit a block reads its own; tied, the expand ratio follows from the depth.
-                demands.setdefault((i if b == 0 else m, m, d if unit.tied else -1), {})[index] = -1.0
-        for (i, m, tied), equation in demands.items():
-            for k in range(len(unit.kernels)):
-                for e in [tied] if unit.tied else range(len(unit.expands)):
-                    costs = [float(table.blocks[self.resolution, block, i, m, 1 + k, 1 + e]) for table in self._tables]
-                    if self._allowed(costs):
-                        index = self._add(float(kernel[k] + expand[e]), costs)
-                        self.blocks[block, (i, m, k, e)] = index
-                        equation[index] = 1.0
+                # Inside a unit a block reads its own; where choices are tied, its genes follow from the depth.
+                demands.setdefault((i if b == 0 else m, m, d if unit.tied_choices else 0), {})[index] = -1.0
+        for (i, m, d), equation in demands.items():
+            for gene in unit.genes_of_depth[d]:
+                costs = [float(table.blocks[self.resolution, block, i, m, 1 + gene]) for table in self._tables]
+                if self._allowed(costs):
+                    index = self._add(gains[gene], costs)
+                    self.blocks[block, (i, m, gene)] = index
+                    equation[index] = 1.0
             self.equations.append((equation, 0.0))
+
+    def _share(self, what: str, u: int, b: int, choice: Any) -> float:
+        """What a choice adds to the accuracy (points): nothing where there is no other, or other columns tell it."""
+        return self._shares.get((what, u, b), {}).get(choice, 0.0)
 
     @cached_property
     def _tables(self) -> list[PriceTable]:
@@ -183,16 +188,16 @@ class _Program:
         return all(not t.peak or cost <= bound for t, cost, bound in zip(self._tables, costs, bounds, strict=True))
 
     def _row(self, chosen: NDArray[np.bool_]) -> Rows:
-        depths, kernels, expands, _ = self.space.slices
-        row = np.full((1, len(self.space.columns)), -1, np.int16)
+        space = self.space
+        row = np.full((1, len(space.columns)), -1, np.int16)
         row[0, 0] = self.resolution
-        places = {key: column for column, key in enumerate(self.space.columns)}
+        places = {key: column for column, key in enumerate(space.columns)}
         for (u, (_, m, d)), index in self.forms.items():
             if chosen[index]:
-                row[0, depths.start + u] = d
-                if ("width multiplier", u, 0) in places:
-                    row[0, places["width multiplier", u, 0]] = m
-        for (block, (_, _, k, e)), index in self.blocks.items():
+                row[0, places[DEPTH, u, 0]] = d
+                if (WIDTH, u, 0) in places:
+                    row[0, places[WIDTH, u, 0]] = m
+        for (block, (_, _, gene)), index in self.blocks.items():
             if chosen[index]:
-                row[0, kernels.start + block], row[0, expands.start + block] = k, e
-        return self.space.canonical(row)
+                space.set_genes(row, block, gene)
+        return space.canonical(row)

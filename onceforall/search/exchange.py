@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from onceforall.rows import Rows
 from onceforall.search.limits import Limits, first_of_each
 from onceforall.search.neighbours import Neighbours
-from onceforall.space import Rows
 
 Score = Callable[[Rows], NDArray[np.float64]]
 

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from onceforall.cost.model import Constraint
 from onceforall.errors import InfeasibleConstraint
+from onceforall.rows import Rows
 from onceforall.search.neighbours import Neighbours
 from onceforall.search.pricing import Pricer, PriceTable, pricer
 from onceforall.search.result import Cost
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 
 
 class Limits:

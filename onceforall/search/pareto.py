@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from onceforall.architecture import Architecture
 from onceforall.cost.model import Constraint, CostModel
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
+from onceforall.rows import Rows
 from onceforall.search.exchange import Exchange
 from onceforall.search.limits import Limits
 from onceforall.search.result import Cost
 from onceforall.search.scoring import RowPredictor, Scorer
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.front/1"
 NO_BOUND = sys.float_info.max / 4  # a cost that is only minimised; sums of two do not overflow

@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from onceforall.architecture import Size
+from onceforall.choices import WIDTH
 from onceforall.cost.model import CostModel, PeakCost, SummedCost
 from onceforall.layers import LayerSpec
-from onceforall.space import Rows, SearchSpace
+from onceforall.rows import Rows
+from onceforall.space import SearchSpace
 
 Pricer = Callable[[Rows], NDArray[np.float64]]
 Worth = float | NDArray[np.float64]
@@ -20,24 +23,23 @@ Price = Callable[[Sequence[LayerSpec]], Any]  # the worth of some layers
 
 
 class _Form(NamedTuple):
-    """A unit with its choices made: cost, and indices of multiplier, depth, kernels and expand ratios."""
+    """A unit with its choices made: cost, and indices of multiplier and depth, numbers of its blocks' genes."""
 
     cost: float
     multiplier: int
     depth: int
-    kernels: list[int]
-    expands: list[int]
+    genes: list[int]
 
 
 class Parts:
     """What the parts of networks are worth, as arrays that the choices of rows index. A worth is a number or several.
 
     `stem[resolution, multiplier]` and `head[resolution, multiplier]`, the first with the constant;
-    `blocks[resolution, block, input multiplier, multiplier, 1 + kernel, 1 + expand]` holds 0 where
-    kernel and expand are the -1 of a skipped block, and infinity for what a block cannot be.
+    `blocks[resolution, block, input multiplier, multiplier, 1 + gene]` holds 0 for the gene 0 of a
+    skipped block, and infinity for what a block cannot be.
     """
 
-    def __init__(self, space: SearchSpace, worth: Callable[[int], tuple[Price, Worth]]) -> None:
+    def __init__(self, space: SearchSpace, worth: Callable[[Size], tuple[Price, Worth]]) -> None:
         """`worth(resolution)`: the worth of some layers, and the constant."""
         self.space = space
         units, resolutions = space.units, space.resolutions
@@ -45,41 +47,37 @@ class Parts:
         own = np.shape(worth(resolutions[0])[1])
         self.stem = np.zeros((len(resolutions), len(first), *own))
         self.head = np.zeros((len(resolutions), len(last), *own))
-        multipliers, kernels, expands = (
-            max(len(getattr(unit, name)) for unit in units) for name in ("width_multipliers", "kernels", "expands")
-        )
-        shape = (len(resolutions), len(space.block_indices), multipliers, multipliers, kernels + 1, expands + 1)
+        multipliers = max(len(unit.width_multipliers) for unit in units)
+        genes = max(len(unit.genes) for unit in units)
+        shape = (len(resolutions), len(space.block_indices), multipliers, multipliers, 1 + genes)
         self.blocks = np.full((*shape, *own), np.inf)  # what a block cannot be must never look cheap
-        self.blocks[:, :, :, :, 0, 0] = 0
+        self.blocks[:, :, :, :, 0] = 0
         for r, resolution in enumerate(resolutions):
             price, constant = worth(resolution)
             self.stem[r] = [constant + price(space.stem(resolution, m)) for m in first]
             self.head[r] = [price(space.head(resolution, m)) for m in last]
             for block, (u, b) in enumerate(space.block_indices):
-                for before, multiplier, kernel, expand, layer in space.block_forms(resolution, u, b):
-                    self.blocks[r, block, before, multiplier, 1 + kernel, 1 + expand] = price((layer,))
+                for form in space.block_forms(resolution, u, b):
+                    place = r, block, form.in_multiplier, form.multiplier, 1 + form.gene
+                    self.blocks[place] = price((form.layer,))
         self._units = np.array([u for u, _ in space.block_indices])
         # The unit that a block reads from; the first unit reads the stem, which has no multiplier.
         self._origins = np.array([u - (b == 0) for u, b in space.block_indices])
-        # Flat indices: gathering by six arrays at once takes twice as long.
-        self._steps = [int(np.prod(shape[axis + 1 :])) for axis in range(5)]
 
     def gather(self, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Worth of the stems [n], the heads [n] and the blocks [n, blocks] of rows."""
-        _, kernels, expands, _ = self.space.slices
-        resolutions, elastic = rows[:, 0].astype(np.int64), self.blocks.shape[3] > 1
-        by_resolution, by_block, by_before, by_own, by_kernel = self._steps
-        choices = rows.astype(np.int64) + 1
-        flat = choices[:, kernels] * by_kernel + choices[:, expands] + np.arange(len(self._units)) * by_block
-        flat += resolutions[:, None] * by_resolution
-        first = last = np.zeros(len(rows), np.int16)
-        if elastic:
-            multipliers = self.space.multiplier_indices(rows)
-            before = np.where(self._origins < 0, 0, multipliers[:, self._origins])
-            flat += before * by_before + multipliers[:, self._units] * by_own
-            first, last = multipliers[:, 0], multipliers[:, -1]
-        blocks = self.blocks.reshape(-1, *self.blocks.shape[6:])[flat]
-        return self.stem[resolutions, first], self.head[resolutions, last], blocks
+        resolutions = rows[:, 0].astype(np.int64)
+        multipliers = self.space.multiplier_indices(rows)
+        before = np.where(self._origins < 0, 0, multipliers[:, self._origins])
+        places = (
+            resolutions[:, None],
+            np.arange(len(self._units)),
+            before,
+            multipliers[:, self._units],
+            self.space.gene_numbers(rows),
+        )
+        blocks = self.blocks.reshape(-1, *self.blocks.shape[5:])[np.ravel_multi_index(places, self.blocks.shape[:5])]
+        return self.stem[resolutions, multipliers[:, 0]], self.head[resolutions, multipliers[:, -1]], blocks
 
 
 class SumTable(Parts):
@@ -145,35 +143,33 @@ class PriceTable(Parts):
     def _cheapest_form(self, r: int, u: int, before: int, m: int) -> _Form:
         """The cheapest form of a unit with multiplier `m`, behind one with multiplier `before`."""
         unit, start = self.space.units[u], int(np.searchsorted(self._units, u))
-        priced = self.blocks[r, start : start + unit.depths[-1], :, m, 1:, 1:]
+        priced = self.blocks[r, start : start + unit.depths[-1], :, m, 1:]
         priced = np.concatenate([priced[:1, before], priced[1:, m]])
         fixed = [float(self.stem[r, m])] if u == 0 else []
         forms = []
         for d, depth in enumerate(unit.depths):
-            open_expands = [d] if unit.tied else list(range(len(unit.expands)))
-            costs = priced[:depth][:, :, open_expands].reshape(depth, priced.shape[1] * len(open_expands))
-            kernels, expands = np.divmod(costs.argmin(axis=1), len(open_expands))
+            allowed = unit.genes_of_depth[d]
+            costs = priced[:depth, list(allowed)]
             parts = [*costs.min(axis=1).tolist(), *fixed]
             cost = max(parts, default=0.0) if self.peak else sum(parts)
-            forms.append(_Form(cost, m, d, kernels.tolist(), [open_expands[e] for e in expands.tolist()]))
+            forms.append(_Form(cost, m, d, [allowed[g] for g in costs.argmin(axis=1)]))
         return min(forms, key=lambda form: form.cost)
 
     def _row(self, r: int, path: list[_Form]) -> Rows:
-        depths, kernels, expands, widths = self.space.slices
-        row = np.full(len(self.space.columns), -1, np.int16)
-        row[0] = r
-        row[depths] = [form.depth for form in path]
-        row[widths] = [
-            f.multiplier for f, u in zip(path, self.space.units, strict=True) if len(u.width_multipliers) > 1
+        space = self.space
+        row = np.full((1, len(space.columns)), -1, np.int16)
+        row[0, 0] = r
+        row[0, space.depth_columns] = [form.depth for form in path]
+        row[0, space.columns_of(WIDTH)] = [
+            form.multiplier for form, unit in zip(path, space.units, strict=True) if len(unit.width_multipliers) > 1
         ]
         for u, form in enumerate(path):
-            start, depth = int(np.searchsorted(self._units, u)), len(form.kernels)
-            row[kernels][start : start + depth] = form.kernels
-            row[expands][start : start + depth] = form.expands
-        return row
+            for block, gene in enumerate(form.genes, int(np.searchsorted(self._units, u))):
+                space.set_genes(row, block, gene)
+        return np.asarray(row[0])
 
 
-def _price_of_parts(model: CostModel, resolution: int) -> tuple[Price, float]:
+def _price_of_parts(model: CostModel, resolution: Size) -> tuple[Price, float]:
     """What some layers add to an additive cost, or what a peak is over them; and the constant."""
     local = model.at(resolution)
     if local is None:
@@ -182,7 +178,7 @@ def _price_of_parts(model: CostModel, resolution: int) -> tuple[Price, float]:
     return lambda layers: sum(map(layer_cost, layers)), local.constant
 
 
-def _sums_of_parts(model: SummedCost, resolution: int) -> tuple[Price, NDArray[np.float64]]:
+def _sums_of_parts(model: SummedCost, resolution: Size) -> tuple[Price, NDArray[np.float64]]:
     """What some layers add to the sums of a cost, and where those begin."""
     part, begin = model.parts_at(resolution)
     return lambda layers: np.sum([part(layer) for layer in layers], axis=0), begin

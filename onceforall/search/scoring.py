@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onceforall.errors import InvalidArchitecture, OutOfDomain
-from onceforall.space import Rows, SearchSpace
+from onceforall.rows import Rows
+from onceforall.space import SearchSpace
 
 BATCH = 1024  # rows; at 20,000 a predictor with layers of 400 takes three times as long a row
 

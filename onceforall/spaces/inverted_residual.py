@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
 
-from onceforall.architecture import Gene
-from onceforall.choices import Unit
+from onceforall import serial
+from onceforall.architecture import Gene, Size
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import (
     Activation,
@@ -22,10 +22,11 @@ from onceforall.layers import (
     strided_size,
 )
 from onceforall.space import SearchSpace, check_num_classes
+from onceforall.spaces.units import ConvUnit
 
 
 @dataclass(frozen=True)
-class Stage(Unit):
+class Stage(ConvUnit):
     """One row of a stage table: a unit of inverted residual blocks, `width` channels wide.
 
     The first block has the stride and no shortcut; the others have stride 1 and a shortcut. A width
@@ -40,10 +41,7 @@ class Stage(Unit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.depths[0] < 1:
-            raise InvalidConfiguration(
-                f"depths {self.depths}: a unit that changes width or size has at least one block"
-            )
+        self.needs_a_block()
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class InvertedResidualSpace(SearchSpace):
             if activation not in get_args(Activation):
                 raise InvalidConfiguration(f"activation {activation!r}: choices are {', '.join(get_args(Activation))}")
 
-    def stem(self, resolution: int, multiplier: float = 1) -> tuple[LayerSpec, ...]:
+    def stem(self, resolution: Size, multiplier: float = 1) -> tuple[LayerSpec, ...]:
         size = strided_size(resolution, self.stem_stride)
         first = self.first
         return (
@@ -104,7 +102,7 @@ class InvertedResidualSpace(SearchSpace):
         )
 
     def block(
-        self, resolution: int, unit: int, index: int, gene: Gene, multiplier: float = 1, in_multiplier: float = 1
+        self, resolution: Size, unit: int, index: int, gene: Gene, multiplier: float = 1, in_multiplier: float = 1
     ) -> LayerSpec:
         stage = self.units[unit]
         in_channels = scaled(stage.width if index else self._in_widths[unit], in_multiplier)
@@ -122,7 +120,7 @@ class InvertedResidualSpace(SearchSpace):
             bn_eps=self.bn_eps,
         )
 
-    def head(self, resolution: int, multiplier: float = 1) -> tuple[LayerSpec, ...]:
+    def head(self, resolution: Size, multiplier: float = 1) -> tuple[LayerSpec, ...]:
         size = self._in_size(resolution, len(self.units), 0)
         width = scaled(self.units[-1].width, multiplier)
         expand = ConvSpec(size, width, self.final_width, 1, 1, self.activation, bn_eps=self.bn_eps)
@@ -143,7 +141,7 @@ class InvertedResidualSpace(SearchSpace):
     def _in_widths(self) -> tuple[int, ...]:
         return (self.first.width, *(stage.width for stage in self.units[:-1]))
 
-    def _in_size(self, resolution: int, unit: int, index: int) -> int:
+    def _in_size(self, resolution: Size, unit: int, index: int) -> Size:
         """Feature-map size (px) entering a block; `unit` may be one past the last."""
         size = strided_size(strided_size(resolution, self.stem_stride), self.first.stride)
         for stage in self.units[: unit + (index > 0)]:
@@ -151,15 +149,10 @@ class InvertedResidualSpace(SearchSpace):
         return size
 
     def to_json(self) -> dict[str, Any]:
-        return {"type": "inverted_residual", **asdict(self)}
+        return {"type": "inverted_residual", **serial.to_json(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> InvertedResidualSpace:
         """The inverse of `to_json`. Raises InvalidConfiguration where the form is wrong."""
         fields = {key: item for key, item in value.items() if key != "type"}
-        try:
-            fields["units"] = tuple(Stage(**stage) for stage in fields["units"])
-            fields["first"] = FirstBlock(**fields["first"])
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
-            raise InvalidConfiguration(f"not an inverted-residual space: {error}") from error
+        return serial.from_json(cls, fields, "an inverted-residual space")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from onceforall.architecture import Gene
-from onceforall.choices import Unit
+from onceforall import serial
+from onceforall.architecture import Gene, Size
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import (
     BottleneckSpec,
@@ -21,12 +21,13 @@ from onceforall.layers import (
     strided_size,
 )
 from onceforall.space import SearchSpace, check_num_classes
+from onceforall.spaces.units import ConvUnit
 
 STEM_UNITS = 2
 
 
 @dataclass(frozen=True)
-class BottleneckStage(Unit):
+class BottleneckStage(ConvUnit):
     """A unit of bottleneck blocks, `width` channels wide; the first one has the stride and a shortcut of its own."""
 
     width: int
@@ -34,8 +35,7 @@ class BottleneckStage(Unit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.depths[0] < 1:
-            raise InvalidConfiguration(f"depths {self.depths}: a stage has at least one block")
+        self.needs_a_block()
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class ResNetSpace(SearchSpace):
     the stages; the expand ratio of a bottleneck is its middle by its output channels.
     """
 
+    units: tuple[ConvUnit, ...]
     name: str
     num_classes: int
     stem_width: int = 64
@@ -73,11 +74,11 @@ class ResNetSpace(SearchSpace):
         """The units after the stem."""
         return tuple(unit for unit in self.units[STEM_UNITS:] if isinstance(unit, BottleneckStage))
 
-    def stem(self, resolution: int, multiplier: float = 1) -> tuple[LayerSpec, ...]:
+    def stem(self, resolution: Size, multiplier: float = 1) -> tuple[LayerSpec, ...]:
         return (ConvSpec(resolution, 3, self._middle(multiplier), 3, 2, "relu", bn_eps=self.bn_eps),)
 
     def block(
-        self, resolution: int, unit: int, index: int, gene: Gene, multiplier: float = 1, in_multiplier: float = 1
+        self, resolution: Size, unit: int, index: int, gene: Gene, multiplier: float = 1, in_multiplier: float = 1
     ) -> LayerSpec:
         size = strided_size(resolution, 2)
         if unit == 0:
@@ -103,7 +104,7 @@ class ResNetSpace(SearchSpace):
             bn_eps=self.bn_eps,
         )
 
-    def head(self, resolution: int, multiplier: float = 1) -> tuple[LayerSpec, ...]:
+    def head(self, resolution: Size, multiplier: float = 1) -> tuple[LayerSpec, ...]:
         channels = scaled(self.stages[-1].width, multiplier)
         pool = PoolSpec(self._stage_size(resolution, len(self.stages)), channels)
         return pool, LinearSpec(channels, self.num_classes, self.dropout)
@@ -112,7 +113,7 @@ class ResNetSpace(SearchSpace):
         """Channels inside the stem: half of its output's with the same multiplier."""
         return make_divisible(scaled(self.stem_width, multiplier) // 2)
 
-    def _stage_size(self, resolution: int, stage: int) -> int:
+    def _stage_size(self, resolution: Size, stage: int) -> Size:
         """Feature-map size (px) entering a stage, or leaving the last."""
         size = strided_size(strided_size(resolution, 2), 2)
         for unit in self.stages[:stage]:
@@ -120,7 +121,7 @@ class ResNetSpace(SearchSpace):
         return size
 
     def to_json(self) -> dict[str, Any]:
-        return {"type": "resnet", **asdict(self)}
+        return {"type": "resnet", **serial.to_json(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ResNetSpace:
@@ -128,8 +129,9 @@ class ResNetSpace(SearchSpace):
         fields = {key: item for key, item in value.items() if key != "type"}
         try:
             stem, stages = fields["units"][:STEM_UNITS], fields["units"][STEM_UNITS:]
-            fields["units"] = (*(Unit(**unit) for unit in stem), *(BottleneckStage(**unit) for unit in stages))
-            return cls(**fields)
+            units: tuple[ConvUnit, ...] = serial.from_json(tuple[ConvUnit, ...], stem, "units of a ResNet's stem")
+            units += serial.from_json(tuple[BottleneckStage, ...], stages, "stages of a ResNet")
+            return cls(**{**fields, "units": units})
         except (KeyError, TypeError) as error:
             raise InvalidConfiguration(f"not a ResNet space: {error}") from error
 
@@ -150,8 +152,8 @@ def resnet50d(
     """
     widths: dict[str, Any] = {"width_multipliers": tuple(width_multipliers)}
     stem = (
-        Unit((0, 1) if stem_skip else (1,), (3,), (1,), **widths),
-        Unit((2,), (3,), (1,), **widths),
+        ConvUnit((0, 1) if stem_skip else (1,), (3,), (1,), **widths),
+        ConvUnit((2,), (3,), (1,), **widths),
     )
     #        most blocks  channels  stride
     table: tuple[tuple[int, int, int], ...] = (

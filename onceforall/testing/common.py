@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from onceforall.architecture import Architecture, Gene
-from onceforall.choices import Choices, Unit
+from onceforall.choices import BaseUnit, Choices
 from onceforall.cost.model import CostModel
 from onceforall.search.pricing import PriceTable
 from onceforall.space import SearchSpace
@@ -23,11 +23,9 @@ from onceforall.space import SearchSpace
 def members(space: Choices) -> Iterator[Architecture]:
     """All architectures of a small space, by brute force."""
 
-    def forms(unit: Unit) -> Iterator[tuple[Gene, ...]]:
-        for index, depth in enumerate(unit.depths):
-            expands = unit.expands[index : index + 1] if unit.tied else unit.expands
-            genes = itertools.starmap(Gene, itertools.product(unit.kernels, expands))
-            yield from itertools.product(genes, repeat=depth)
+    def forms(unit: BaseUnit) -> Iterator[tuple[Gene, ...]]:
+        for depth, numbers in zip(unit.depths, unit.genes_of_depth, strict=True):
+            yield from itertools.product([unit.genes[number] for number in numbers], repeat=depth)
 
     units = itertools.product(*map(forms, space.units))
     multipliers = itertools.product(*(unit.width_multipliers for unit in space.units))
@@ -56,20 +54,22 @@ def some(space: SearchSpace, count: int, seed: int = 0) -> list[Architecture]:
 
 def foreigners(space: SearchSpace) -> Iterator[tuple[Architecture, str]]:
     """Architectures with one choice that the space does not have, and how an error must call it."""
-    largest, resolution = space.largest(), space.resolutions[-1] + 1
+    largest = space.largest()
+    resolution = space.resolutions[-1]
+    resolution = resolution + 1 if isinstance(resolution, int) else (resolution[0] + 1, resolution[1])
     yield replace(largest, resolution=resolution), f"resolution {resolution}"
     for u, unit in enumerate(space.units):
-        depth, gene = unit.depths[-1] + 1, Gene(unit.kernels[-1], unit.expands[-1])
-        kernel, expand, multiplier = gene.kernel + 2, gene.expand + 1, unit.width_multipliers[-1] + 1
+        depth, gene = unit.depths[-1] + 1, unit.genes[-1]
+        multiplier = unit.width_multipliers[-1] + 1
         multipliers = (*largest.multipliers[:u], multiplier, *largest.multipliers[u + 1 :])
         yield replace(largest, width_multipliers=multipliers), f"width multiplier {multiplier} at unit {u + 1}"
         before, genes, after = largest.units[:u], largest.units[u][:-1], largest.units[u + 1 :]
         place = f"at unit {u + 1}, block {depth - 1}"
-        for changed, name in (
-            ((gene,) * depth, f"depth {depth} at unit {u + 1}"),
-            ((*genes, gene._replace(kernel=kernel)), f"kernel {kernel} {place}"),
-            ((*genes, gene._replace(expand=expand)), f"expand {expand} {place}"),
-        ):
+        changes = [((gene,) * depth, f"depth {depth} at unit {u + 1}"), ((*genes, Gene()), f"gene Gene() {place}")]
+        for name, values in unit.choices.items():
+            value = values[-1] + 1
+            changes.append(((*genes, gene.replace(**{name: value})), f"{name.replace('_', ' ')} {value} {place}"))
+        for changed, name in changes if unit.choices else changes[:1]:
             yield replace(largest, units=(*before, changed, *after)), name
 
 

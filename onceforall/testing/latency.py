@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from onceforall.cost.latency import LatencyTable, LatencyTables
 from onceforall.errors import InfeasibleConstraint, OutOfDomain
 from onceforall.layers import LinearSpec
+from onceforall.rows import Rows
 from onceforall.search.evolution import search
 from onceforall.search.pricing import PriceTable
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 from onceforall.testing.common import assert_prices, raises, some
 
 Table = LatencyTable | LatencyTables

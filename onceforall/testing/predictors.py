@@ -10,8 +10,9 @@ from onceforall.architecture import Architecture
 from onceforall.cost.analytic import MACs, macs
 from onceforall.errors import OutOfDomain
 from onceforall.predict.predictor import AccuracyPredictor
+from onceforall.rows import Rows
 from onceforall.search.evolution import search
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 from onceforall.testing.common import foreigners, raises, some
 
 Labels = tuple[list[Architecture], list[float]]

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from onceforall import spaces
-from onceforall.architecture import Architecture
-from onceforall.choices import ELASTIC
+from onceforall.architecture import Architecture, Size, height_width
 from onceforall.cost.analytic import MACs, macs, params
 from onceforall.errors import InvalidArchitecture
 from onceforall.nn.subnet import build
@@ -32,7 +31,7 @@ class SearchSpaceSuite:
 
     def test_size_is_that_of_an_enumeration(self, space: SearchSpace) -> None:
         """Of the space where it is small enough, and of those sub-spaces around its largest network that are."""
-        parts = [space, *(space.largest_choices(**{**dict.fromkeys(ELASTIC, 1), name: 2}) for name in ELASTIC)]
+        parts = [space, *(space.largest_choices({name: 2}) for name in space.choice_names)]
         for part in parts:
             if part.size <= ENUMERABLE:
                 everyone = set(members(part))
@@ -92,7 +91,7 @@ class SearchSpaceSuite:
 
     def test_consecutive_layers_fit_from_the_image_to_the_classifier(self, space: SearchSpace) -> None:
         for arch in some(space, 20):
-            shape = 3, arch.resolution
+            shape: tuple[int, Size] = (3, arch.resolution)
             for layer in space.lower(arch):
                 takes = layer.in_channels, layer.in_size
                 assert shape == takes, f"{arch}: {layer} does not take {shape[0]} channels of {shape[1]} px"
@@ -103,7 +102,7 @@ class SearchSpaceSuite:
         """On its gene, the multiplier of its unit and that of the unit that it reads; and all its forms are listed."""
         for resolution in space.resolutions:
             forms = {
-                (block, *form[:4]): form.layer
+                (block, *form[:3]): form.layer
                 for block, place in enumerate(space.block_indices)
                 for form in space.block_forms(resolution, *place)
             }
@@ -128,7 +127,7 @@ class SearchSpaceSuite:
         for arch in some(space, 8):
             layers = space.lower(arch)
             with torch.device("meta"):
-                network, image = build(layers).eval(), torch.empty(1, 3, arch.resolution, arch.resolution)
+                network, image = build(layers).eval(), torch.empty(1, 3, *height_width(arch.resolution))
             with FlopCounterMode(display=False) as counter:
                 network(image)
             found = sum(parameter.numel() for parameter in network.parameters())
@@ -151,18 +150,18 @@ class SearchSpaceSuite:
         assert_prices(space, MACs())
 
 
-def _form_keys(space: SearchSpace, arch: Architecture) -> Iterator[tuple[int, int, int, int, int]]:
-    """Block, and indices of input multiplier, multiplier, kernel and expand, of each active block."""
+def _form_keys(space: SearchSpace, arch: Architecture) -> Iterator[tuple[int, int, int, int]]:
+    """Block, indices of input multiplier and multiplier, and number of the gene, of each active block."""
     chosen = [unit.width_multipliers.index(m) for unit, m in zip(space.units, arch.multipliers, strict=True)]
     for block, (u, b) in enumerate(space.block_indices):
         if b < arch.depths[u]:
             gene, unit = arch.units[u][b], space.units[u]
             before = chosen[u] if b else chosen[u - 1] if u else 0
-            yield block, before, chosen[u], unit.kernels.index(gene.kernel), unit.expands.index(gene.expand)
+            yield block, before, chosen[u], unit.genes.index(gene)
 
 
 def _images(arch: Architecture) -> Tensor:
-    return torch.randn(2, 3, arch.resolution, arch.resolution, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, 3, *height_width(arch.resolution), generator=torch.Generator().manual_seed(0))
 
 
 def _assert_close(found: Tensor, expected: Tensor, what: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
-from onceforall.choices import ELASTIC, Choices
+from onceforall.choices import Choices
 from onceforall.errors import InvalidConfiguration
 from onceforall.training.losses import DISTILLATION
 from onceforall.training.sampler import SAMPLERS
@@ -25,6 +25,7 @@ Teacher = Literal["none", "frozen", "in_place"]
 TEACHERS = ("none", "frozen", "in_place")
 
 ALL = 99  # more choices than any unit has
+ELASTIC = {"depths": "depth", "kernels": "kernel", "expands": "expand", "width_multipliers": "width_multiplier"}
 OPEN: dict[str, Any] = dict.fromkeys(ELASTIC, ALL)
 
 PAPER_BATCH = 2048
@@ -93,7 +94,7 @@ class Phase:
 
     def opened(self, space: S) -> S:
         """The sub-space that this phase trains."""
-        return space.largest_choices(**{name: getattr(self, name) for name in ELASTIC})
+        return space.largest_choices({name: getattr(self, field) for field, name in ELASTIC.items()})
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step of this phase, counted from 0."""
@@ -157,7 +158,9 @@ class Recipe:
     def opened_before(self, number: int, space: S) -> S:
         """The sub-space that the phases before phase `number` train; for the first, what it trains itself."""
         phases = self.phases[: max(number, 1)]
-        return space.largest_choices(**{name: max(getattr(phase, name) for phase in phases) for name in ELASTIC})
+        return space.largest_choices(
+            {name: max(getattr(phase, field) for phase in phases) for field, name in ELASTIC.items()}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal recipe."""

@@ -81,7 +81,7 @@ class Published:
             start += most
         if self.family != "resnet50d":
             return Architecture(resolution, tuple(units))
-        stem = ((Gene(3, 1),) * (not arch["skip"]), (Gene(3, 1),) * 2)
+        stem = ((Gene(kernel=3, expand=1),) * (not arch["skip"]), (Gene(kernel=3, expand=1),) * 2)
         return Architecture(resolution, (*stem, *units), tuple(arch["w"]))
 
     def logits(self, arch: dict[str, Any], images: Tensor) -> Tensor:

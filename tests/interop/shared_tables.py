@@ -31,7 +31,7 @@ def architecture_in(row: Mapping[str, str]) -> Architecture:
     """The sub-network of a row with columns resolution, d1..d5, k1..k20, e1..e20."""
     units = (
         tuple(
-            Gene(int(row[f"k{block}"]), int(row[f"e{block}"]))
+            Gene(kernel=int(row[f"k{block}"]), expand=int(row[f"e{block}"]))
             for block in range(4 * stage + 1, 4 * stage + 1 + int(row[f"d{stage + 1}"]))
         )
         for stage in range(5)

@@ -167,7 +167,11 @@ SIZES = (128, 144, 160, 176, 192, 224, 240, 256)
 def bottlenecks(
     resolution: int, stem: bool, expands: Sequence[Sequence[float]], multipliers: tuple[float, ...]
 ) -> Architecture:
-    units = ((Gene(3, 1),) * stem, (Gene(3, 1),) * 2, *(tuple(Gene(3, e) for e in stage) for stage in expands))
+    units = (
+        (Gene(kernel=3, expand=1),) * stem,
+        (Gene(kernel=3, expand=1),) * 2,
+        *(tuple(Gene(kernel=3, expand=e) for e in stage) for stage in expands),
+    )
     return Architecture(resolution, units, multipliers)
 
 

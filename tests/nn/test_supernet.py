@@ -134,7 +134,7 @@ def gradients(supernet: Supernet, arch: Architecture) -> None:
 
 
 def test_gradients_reach_every_active_parameter(tiny_supernet: Supernet) -> None:
-    gradients(tiny_supernet, tiny_supernet.space.uniform(2, 3, 6, 20))
+    gradients(tiny_supernet, tiny_supernet.space.uniform(depth=2, kernel=3, expand=6, resolution=20))
     inactive = {"units.1.2."}  # the third block of the second unit
     for name, parameter in tiny_supernet.named_parameters():
         assert (parameter.grad is None) == any(name.startswith(prefix) for prefix in inactive), name
@@ -142,7 +142,7 @@ def test_gradients_reach_every_active_parameter(tiny_supernet: Supernet) -> None
 
 def test_gradients_stay_out_of_channels_that_width_cuts_off(tiny_supernet: Supernet) -> None:
     space = tiny_supernet.space
-    arch = space.uniform(2, 7, 3, 20)
+    arch = space.uniform(depth=2, kernel=7, expand=3, resolution=20)
     gradients(tiny_supernet, arch)
     for u, unit in enumerate(tiny_supernet.units):
         for b, block in enumerate(unit[:2]):  # type: ignore[index, arg-type]
@@ -158,7 +158,7 @@ def test_gradients_stay_out_of_channels_that_width_cuts_off(tiny_supernet: Super
 def test_gradients_reach_only_the_kernel_transforms_in_use(
     tiny_supernet: Supernet, kernel: int, border: bool, trained: set[str]
 ) -> None:
-    gradients(tiny_supernet, tiny_supernet.space.uniform(2, kernel, 6, 20))
+    gradients(tiny_supernet, tiny_supernet.space.uniform(depth=2, kernel=kernel, expand=6, resolution=20))
     block = tiny_supernet.units[0][0]  # type: ignore[index]
     assert {size for size, matrix in block.transforms.items() if matrix.grad is not None} == trained  # type: ignore[union-attr, operator]
     assert bool(block.full.depthwise.conv.weight.grad[:, :, 0].any()) == border  # type: ignore[union-attr, index]
@@ -173,7 +173,7 @@ def outputs(supernet: Supernet, architectures: list[Architecture]) -> list[Tenso
 
 def largest_expands(space: SearchSpace, expands: int, width_multipliers: int = 9) -> SearchSpace:
     """The sub-space with the largest expand ratios only; depth is free where it is not tied to them."""
-    return space.largest_choices(depths=9, kernels=9, expands=expands, width_multipliers=width_multipliers)
+    return space.largest_choices({"*": 9, "expand": expands, "width_multiplier": width_multipliers})
 
 
 def test_sorting_leaves_networks_of_full_expand_ratio_and_width_unchanged(supernet: Supernet) -> None:

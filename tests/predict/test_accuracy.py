@@ -195,7 +195,10 @@ def test_ensembles_that_cannot_be_are_refused(settings: dict[str, int], message:
 
 def test_a_choice_that_no_label_had_is_refused_with_those_that_they_had(tiny_space: SearchSpace) -> None:
     predictor = RidgePredictor(tiny_space).fit(*example_labels(tiny_space.restrict(kernels=[3, 5], depths=[1, 2])))
-    arch, message = tiny_space.uniform(2, 7, 4, 16), r"kernel 7 at unit 1, block 1: .*labelled: 3, 5\)"
+    arch, message = (
+        tiny_space.uniform(depth=2, kernel=7, expand=4, resolution=16),
+        r"kernel 7 at unit 1, block 1: .*labelled: 3, 5\)",
+    )
     with pytest.raises(OutOfDomain, match=message):
         predictor.predict([arch])
     with pytest.raises(OutOfDomain, match=message):

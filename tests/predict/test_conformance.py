@@ -16,7 +16,8 @@ from onceforall.architecture import Architecture
 from onceforall.errors import InvalidArchitecture
 from onceforall.interop.predictors import PublishedPredictor, mobilenet_v3_domain
 from onceforall.predict.accuracy import AccuracyPredictor, EnsemblePredictor, MLPPredictor, RidgePredictor
-from onceforall.space import Rows, SearchSpace
+from onceforall.rows import Rows
+from onceforall.space import SearchSpace
 from onceforall.testing import AccuracyPredictorSuite, example_labels
 
 SMALL = {"hidden": 16, "epochs": 5}

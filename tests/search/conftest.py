@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onceforall.space import Rows, SearchSpace
+from onceforall.rows import Rows
+from onceforall.space import SearchSpace
 
 
 class Linear:

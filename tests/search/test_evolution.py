@@ -12,11 +12,12 @@ from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.model import Constraint, CostModel
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration, OutOfDomain
+from onceforall.rows import Rows
 from onceforall.search.evolution import search
 from onceforall.search.objective import PenalisedLoss, SoftTarget
 from onceforall.search.pricing import pricer
 from onceforall.search.result import SearchResult
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 
 Make = Callable[..., Any]  # a made-up accuracy of a space
 

@@ -9,8 +9,9 @@ from onceforall.cost.latency import LatencyTable
 from onceforall.cost.model import Constraint, CostModel
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
 from onceforall.layers import LayerSpec
+from onceforall.rows import Rows
 from onceforall.search.limits import Limits
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 from onceforall.testing import members
 
 
@@ -23,7 +24,7 @@ class Learned(CostModel):
         raise AssertionError("rows are priced at once")
 
     def cost_rows(self, space: SearchSpace, rows: Rows) -> NDArray[np.float64]:
-        kernels = rows[:, space.slices[1]]
+        kernels = rows[:, space.columns_of("kernel")]
         return np.asarray(1 + (rows[:, 1:] > 0).sum(axis=1) ** 0.7 + 2 * (kernels == 0).sum(axis=1), np.float64)
 
 
@@ -58,7 +59,7 @@ def test_constraints_that_can_only_be_met_one_by_one(few: SearchSpace) -> None:
 def test_two_bounds_that_only_a_compromise_meets(tiny_space: SearchSpace) -> None:
     """Neither cheapest network meets the other bound; one in between does, and is found."""
     odd = OnlySmallKernels(name="odd MACs")
-    compromise = tiny_space.lower(tiny_space.uniform(2, 5, 3, 16))
+    compromise = tiny_space.lower(tiny_space.uniform(depth=2, kernel=5, expand=3, resolution=16))
     limits = Limits(tiny_space, [MACs().at_most(MACs().cost(compromise)), odd.at_most(odd.cost(compromise))])
     assert limits.met(limits.anchors[limits.resolutions]).all()
     rows = limits.repair(

@@ -12,8 +12,7 @@ def test_neighbours_are_members_one_choice_away(kind_of_space: SearchSpace, rng:
     near, owners = Neighbours(space).of(rows)
     for arch, row in zip(space.from_rows(near), near, strict=True):
         np.testing.assert_array_equal(space.to_rows([arch])[0], row)  # valid, and canonical
-    _, kernels, _, widths = space.slices
-    depths = [*range(1, kernels.start), *range(len(space.columns))[widths]]
+    depths = space.columns_of("depth") + space.columns_of("width_multiplier")
     for row, owner in zip(near, owners, strict=True):
         changed = np.flatnonzero(row != rows[owner])
         assert 0 not in changed  # the resolution

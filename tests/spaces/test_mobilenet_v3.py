@@ -25,7 +25,7 @@ CORNERS = {
 @pytest.mark.parametrize("corner", CORNERS)
 def test_corner_costs_are_those_of_the_paper(corner: tuple[int, int, int]) -> None:
     depth, expand, kernel = corner
-    layers = V3.lower(V3.uniform(depth, kernel, expand, 224))
+    layers = V3.lower(V3.uniform(depth=depth, kernel=kernel, expand=expand, resolution=224))
     params, macs = CORNERS[corner]
     assert round(sum(layer.params for layer in layers) / 1e6, 3) == params
     assert round(sum(layer.macs for layer in layers) / 1e6, 2) == macs
@@ -65,7 +65,7 @@ def test_stage_table_is_the_published_one() -> None:
 
 
 def test_first_block_of_a_unit_strides_and_the_others_have_shortcuts() -> None:
-    layers = V3.lower(V3.uniform(3, 3, 3, 224))
+    layers = V3.lower(V3.uniform(depth=3, kernel=3, expand=3, resolution=224))
     blocks = [layer for layer in layers if isinstance(layer, MBConvSpec)][1:]
     assert [(block.stride, block.shortcut) for block in blocks] == [
         pair for unit in V3.units for pair in ((unit.stride, False), (1, True), (1, True))
@@ -73,7 +73,7 @@ def test_first_block_of_a_unit_strides_and_the_others_have_shortcuts() -> None:
 
 
 def test_feature_maps_halve_from_224_to_7() -> None:
-    layers = V3.lower(V3.uniform(2, 3, 3, 224))
+    layers = V3.lower(V3.uniform(depth=2, kernel=3, expand=3, resolution=224))
     sizes = [layer.out_size for layer in layers if isinstance(layer, ConvSpec | MBConvSpec)]
     assert sizes == [112, 112, 56, 56, 28, 28, 14, 14, 14, 14, 7, 7, 7, 1]
 
@@ -93,7 +93,7 @@ def test_small_image_space_is_large_and_spans_a_factor_of_eight() -> None:
 
 def test_width_multipliers_scale_the_channels_of_a_unit_and_of_what_reads_them() -> None:
     space = spaces.mobilenet_v3(width_multipliers=(0.25, 0.5, 0.75, 1.0))
-    plain = space.uniform(2, 3, 3, 224)
+    plain = space.uniform(depth=2, kernel=3, expand=3, resolution=224)
     scaled = replace(plain, width_multipliers=(1, 0.5, 1, 1, 0.25))
     widths = [(layer.in_channels, layer.out_channels) for layer in space.lower(plain)[2:-3]]  # type: ignore[union-attr]
     assert widths == [
@@ -112,7 +112,7 @@ def test_a_tied_space_has_its_three_forms_of_a_unit() -> None:
     space = spaces.mobilenet_v3(resolutions=(224,), tied=True)
     assert space.size == (3**2 + 3**3 + 3**4) ** 5
     assert space.largest() == replace(V3.largest(), resolution=224)
-    assert space.smallest() == V3.uniform(2, 3, 3, 224)
+    assert space.smallest() == V3.uniform(depth=2, kernel=3, expand=3, resolution=224)
 
 
 def test_a_unit_that_depth_can_take_away_is_refused() -> None:

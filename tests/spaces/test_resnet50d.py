@@ -4,12 +4,12 @@ import pytest
 
 from onceforall import spaces
 from onceforall.architecture import Architecture, Gene
-from onceforall.choices import Unit
 from onceforall.cost.analytic import macs, params
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import BottleneckSpec, ConvSpec, MaxPoolSpec
 from onceforall.nn.supernet import Supernet
 from onceforall.spaces.resnet50d import ResNetSpace
+from onceforall.spaces.units import ConvUnit
 
 R50 = spaces.resnet50d()
 
@@ -17,7 +17,11 @@ R50 = spaces.resnet50d()
 def network(depths: tuple[int, ...], expand: float, multiplier: float, resolution: int = 224) -> Architecture:
     """Depths of the stem's residual convolution and of the four stages."""
     stem, *stages = depths
-    units = ((Gene(3, 1),) * stem, (Gene(3, 1),) * 2, *((Gene(3, expand),) * depth for depth in stages))
+    units = (
+        (Gene(kernel=3, expand=1),) * stem,
+        (Gene(kernel=3, expand=1),) * 2,
+        *((Gene(kernel=3, expand=expand),) * depth for depth in stages),
+    )
     return Architecture(resolution, units, (multiplier,) * 6)
 
 
@@ -115,18 +119,18 @@ def test_a_space_without_stages_is_refused() -> None:
 
 def test_a_stage_in_place_of_the_stem_is_refused() -> None:
     with pytest.raises(InvalidConfiguration, match="two units of the stem, and then stages"):
-        replace(R50, units=(*R50.units[:3], Unit((2,), (3,), (1,))))
+        replace(R50, units=(*R50.units[:3], ConvUnit((2,), (3,), (1,))))
 
 
 @pytest.mark.parametrize("stem", [((1, 2), (2,)), ((0, 1), (1,)), ((0, 1), (1, 2))], ids=str)
 def test_a_stem_of_other_depths_is_refused(stem: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-    units = tuple(Unit(depths, (3,), (1,)) for depths in stem)
+    units = tuple(ConvUnit(depths, (3,), (1,)) for depths in stem)
     with pytest.raises(InvalidConfiguration, match="of the stem's units: expected 0 or 1, and 2"):
         replace(R50, units=(*units, *R50.units[2:]))
 
 
 def test_a_stage_that_depth_can_take_away_is_refused() -> None:
-    with pytest.raises(InvalidConfiguration, match=r"^depths \(0, 4\): a stage has at least one block$"):
+    with pytest.raises(InvalidConfiguration, match=r"^depths \(0, 4\): a unit that changes width or size"):
         spaces.resnet50d(lost_blocks=(0, 4))
 
 

@@ -77,7 +77,7 @@ def test_an_unknown_activation_is_refused(place: str) -> None:
     value = spaces.mobilenet_v3().to_json()
     home = {"units": value["units"][0], "first": value["first"], "activation": value}[place]
     home["activation"] = "gelu"
-    with pytest.raises(InvalidConfiguration, match="activation 'gelu': choices are relu, relu6, h_swish, none"):
+    with pytest.raises(InvalidConfiguration, match=r"'gelu'.*activation|activation 'gelu'"):
         spaces.from_json(value)
 
 
@@ -96,7 +96,7 @@ def read_own(value: Mapping[str, Any]) -> SearchSpace:
 
 
 def test_a_registered_space_is_read(monkeypatch: pytest.MonkeyPatch, tiny_space: InvertedResidualSpace) -> None:
-    monkeypatch.setattr(spaces, "_READERS", dict(spaces._READERS))
+    monkeypatch.setattr(spaces._READERS, "_registered", {})
     own = Own.from_json(tiny_space.to_json())
     with pytest.raises(InvalidConfiguration, match="space type 'own'"):
         spaces.from_json(own.to_json())

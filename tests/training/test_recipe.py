@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from onceforall.choices import ELASTIC
 from onceforall.errors import InvalidConfiguration
 from onceforall.space import SearchSpace
 from onceforall.spaces import mobilenet_v3
@@ -72,7 +71,7 @@ def test_a_tied_space_opens_with_its_width_phases() -> None:
 
 def test_what_was_trained_before_a_phase_is_what_the_earlier_ones_opened() -> None:
     space = mobilenet_v3(resolutions=(32,), width_multipliers=(0.5, 0.75, 1))
-    full, deep = space.largest_choices(**dict.fromkeys(ELASTIC, 1)), space.restrict(expands=[6], width_multipliers=[1])
+    full, deep = space.largest_choices({}), space.restrict(expands=[6], width_multipliers=[1])
     assert [PAPER.opened_before(number, space) for number in (0, 1)] == [full, full]
     assert PAPER.opened_before(4, space) == deep
     assert PAPER.opened_before(5, space) == space.restrict(expands=[4, 6], width_multipliers=[0.75, 1])

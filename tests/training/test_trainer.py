@@ -808,7 +808,7 @@ def test_the_folder_of_a_network_says_which_and_holds_it(
 def test_a_network_trains_to_the_weights_of_a_supernet_that_has_no_other(
     tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData
 ) -> None:
-    arch = tiny_space.uniform(2, 5, 4, 16)
+    arch = tiny_space.uniform(depth=2, kernel=5, expand=4, resolution=16)
     space = tiny_space.restrict(resolutions=[16], depths=[2], kernels=[5], expands=[4])
     assert space.size == 1
     supernet = Supernet(space)
