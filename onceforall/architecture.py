@@ -103,7 +103,7 @@ class Architecture:
 
     resolution: Size
     units: tuple[tuple[Gene, ...], ...]
-    width_multipliers: tuple[float, ...] = ()
+    width_multipliers: tuple[int | float, ...] = ()
 
     def __post_init__(self) -> None:
         if all(multiplier == 1 for multiplier in self.width_multipliers):  # one name for one network

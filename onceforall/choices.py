@@ -22,7 +22,7 @@ from onceforall.errors import InvalidArchitecture, InvalidConfiguration
 DEPTH, WIDTH = "depth", "width_multiplier"
 EVERY_OTHER = "*"  # in `largest_choices`: each name that is not mentioned
 
-Values = tuple[float, ...]
+Values = tuple[int | float, ...]  # as JSON has them: a whole number stays one
 Options = Mapping[str, Values]
 
 

@@ -34,9 +34,7 @@ def test_entries_are_found_wherever_they_come_from(entries: Registry[object]) ->
 def test_errors_name_what_there_is(entries: Registry[object]) -> None:
     with pytest.raises(InvalidConfiguration, match="thing 'foreign': choices are ours, plain, plugged, broken"):
         entries["foreign"]
-    with pytest.raises(
-        InvalidConfiguration, match=r"thing 'broken' of the installed .* cannot be loaded: Attr"
-    ):
+    with pytest.raises(InvalidConfiguration, match=r"thing 'broken' of the installed .* cannot be loaded: Attr"):
         entries["broken"]
 
 

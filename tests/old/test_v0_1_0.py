@@ -128,8 +128,20 @@ def short(value: Any) -> str:
 
 
 def written(value: Any) -> Any:
-    """A JSON value as a file gives it back: lists for tuples."""
-    return json.loads(json.dumps(value))
+    """A JSON value as a file of that version has it: lists for tuples, genes as pairs."""
+    return older(json.loads(json.dumps(value)))
+
+
+def older(value: Any) -> Any:
+    """Architectures as that version wrote them: a gene is [kernel, expand], no multipliers are left out."""
+    if isinstance(value, dict):
+        if value.keys() == {"kernel", "expand"}:
+            return [value["kernel"], value["expand"]]
+        kept = {key: older(item) for key, item in value.items()}
+        if kept.keys() == {"resolution", "units", "width_multipliers"} and not kept["width_multipliers"]:
+            del kept["width_multipliers"]
+        return kept
+    return list(map(older, value)) if isinstance(value, list) else value
 
 
 def architectures(values: Iterable[Any]) -> list[Architecture]:
@@ -137,7 +149,7 @@ def architectures(values: Iterable[Any]) -> list[Architecture]:
 
 
 def listed(archs: Iterable[Architecture]) -> list[Any]:
-    return [arch.to_json() for arch in archs]
+    return [written(arch.to_json()) for arch in archs]
 
 
 def some(space: SearchSpace, count: int) -> list[Architecture]:
@@ -213,7 +225,8 @@ def test_rows_encodings_and_draws_are_what_they_were(name: str) -> None:
     rows = space.to_rows(archs)
     assert rows.tolist() == known["rows"]
     assert space.from_rows(rows) == archs
-    assert written([[*key, list(choices)] for key, choices in space.columns.items()]) == known["columns"]
+    columns = [[what.replace("_", " "), u, b, list(choices)] for (what, u, b), choices in space.columns.items()]
+    assert written(columns) == known["columns"]
     assert ["".join(str(int(bit)) for bit in row) for row in space.encode(archs)] == known["encodings"]
     drawn = {
         "sampled": listed(space.from_rows(space.sample_rows(4, rng))),
@@ -278,7 +291,7 @@ def test_a_supernet_is_read(supernet: Supernet, data: ImageData) -> None:
 def test_a_network_is_read() -> None:
     known = NUMBERS["network"]
     network = ofa.load_network(next(OLD.glob("specialized/*/finetuned.safetensors"))).eval()
-    assert network.architecture.to_json() == known["architecture"]
+    assert written(network.architecture.to_json()) == known["architecture"]
     assert fingerprint(network) == known["fingerprint"]
     assert_logits(network(inputs(network.architecture.resolution), network.architecture), known["logits"])
 
