@@ -48,7 +48,7 @@ CORNERS = {
 TUTORIAL = Architecture(
     192,
     tuple(
-        tuple(map(Gene, kernels, expands))
+        tuple(Gene(kernel=kernel, expand=expand) for kernel, expand in zip(kernels, expands, strict=True))
         for kernels, expands in (
             ((5, 3), (3, 3)),
             ((5, 3), (4, 4)),

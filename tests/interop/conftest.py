@@ -77,7 +77,8 @@ class Published:
         kernels = arch.get("ks", [3] * sum(slots))
         units, start = [], 0
         for most, depth in zip(slots, arch["d"], strict=True):
-            units.append(tuple(map(Gene, kernels[start : start + depth], arch["e"][start : start + depth])))
+            chosen = zip(kernels[start : start + depth], arch["e"][start : start + depth], strict=True)
+            units.append(tuple(Gene(kernel=kernel, expand=expand) for kernel, expand in chosen))
             start += most
         if self.family != "resnet50d":
             return Architecture(resolution, tuple(units))

@@ -43,7 +43,10 @@ def note10(space: SearchSpace, tables: ModuleType) -> LatencyTables:
 def network(resolution: int, kernels: str, expands: str) -> Architecture:
     """From strings such as "53 53" and "33 44", one word a unit."""
     units = zip(kernels.split(), expands.split(), strict=True)
-    return Architecture(resolution, tuple(tuple(map(Gene, map(int, k), map(int, e))) for k, e in units))
+    return Architecture(
+        resolution,
+        tuple(tuple(Gene(kernel=int(a), expand=int(b)) for a, b in zip(k, e, strict=True)) for k, e in units),
+    )
 
 
 TUTORIAL = network(192, "53 53 773 5573 335", "33 44 634 4443 666")

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from onceforall.architecture import Gene
 from onceforall.space import SearchSpace
 from onceforall.training.sampler import SAMPLERS, Only, sandwich, uniform
 
@@ -32,7 +33,7 @@ def test_uniform_draws_are_independent_and_reach_every_choice(
     assert len(set(drawn)) > 190  # of 1.6 million
     assert {arch.depths for arch in drawn} == {(1, 2), (1, 3), (2, 2), (2, 3)}
     assert {gene for arch in drawn for unit in arch.units for gene in unit} == {
-        (kernel, expand) for kernel in (3, 5, 7) for expand in (3, 4, 6)
+        Gene(kernel=kernel, expand=expand) for kernel in (3, 5, 7) for expand in (3, 4, 6)
     }
 
 
