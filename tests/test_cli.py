@@ -37,7 +37,7 @@ COMMANDS = ("train", "finetune", "label", "import", "profile", "devices", "searc
 @pytest.fixture
 def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     """The commands on the tiny space and images, with short measurements."""
-    monkeypatch.setitem(spaces.BY_NAME, "tiny", lambda num_classes: tiny_space)  # type: ignore[arg-type, misc]
+    monkeypatch.setitem(spaces.BY_NAME._registered, "tiny", lambda num_classes: tiny_space)
     for commands in (cli.building, cli.bundling, cli.deploying):
         monkeypatch.setattr(commands, "open_data", lambda *given: tiny_data)
     short = {"calibrating": 8, "validating": 4, "learning": 0, "turns": 2, "burst_seconds": 0.001}
