@@ -6,11 +6,14 @@
 3. on x86 cores, channels_last with torch's native activations and this package's two gradients takes at most 0.72 of
    the time of plain NCHW fp32 (0.48 to 0.72 was measured before on such networks); bf16 autocast is reported.
 
+With `--against FOLDER` instead, the elastic step of this checkout over that of another one, in processes that take
+turns: one implementation of a block costs at most 1.02 times what two of them did.
+
 Medians of interleaved rounds, so that a drift of the machine meets all variants alike. On CUDA also: the fraction of
 the rate that the chip reaches in a large matrix product, the time of one supernet epoch on CIFAR-10, and torch.compile
 for the static network, whose shapes are fixed. One line of JSON last.
 
-    python benchmarks/training_speed.py [--rounds 9] [--device cuda] [--pictures FOLDER]
+    python benchmarks/training_speed.py [--rounds 9] [--device cuda] [--pictures FOLDER] [--against CHECKOUT]
 """
 
 from __future__ import annotations
@@ -18,7 +21,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import platform
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -68,19 +75,21 @@ def step(run: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, bf16: 
     return go
 
 
-def interleaved(steps: dict[str, Step], rounds: int, device: str) -> dict[str, float]:
+def interleaved(
+    steps: dict[str, Step], rounds: int, device: str, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median milliseconds of each, all of them once a round; the first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 1):
         for name, go in steps.items():
             repeats = 1 if device == "cpu" else 10
             synchronise(device)
-            began = time.perf_counter()
+            began = clock()
             for _ in range(repeats):
                 go()
             synchronise(device)
             if turn:
-                times[name].append(1e3 * (time.perf_counter() - began) / repeats)
+                times[name].append(1e3 * (clock() - began) / repeats)
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
@@ -126,6 +135,48 @@ def machinery(space: SearchSpace, batch: int, rounds: int, device: str, table: T
             "GFLOP/s of the elastic step": round(6 * macs * batch / base / 1e6, 1),  # backward costs two forwards
         }
     return found
+
+
+def elastic_steps(space: SearchSpace, batch: int, rounds: int, device: str) -> dict[str, float]:
+    """Milliseconds of the elastic step alone, and of extracting the largest network.
+
+    On a processor it is the time that the process had: what others do on the machine is left out.
+    """
+    size = space.resolutions[-1]
+    images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (batch,), device=device)
+    supernet = channels_last(Supernet(space).to(device)).train()
+    steps = {
+        f"{size} px, {name}": step(lambda x, arch=arch: supernet(x, arch), images, labels)  # type: ignore[misc]
+        for name, arch in architectures(space).items()
+    }
+    largest = architectures(space)["largest"]
+    steps[f"{size} px, extract"] = lambda: _discard(supernet.extract(largest))
+    return interleaved(steps, rounds, device, time.process_time if device == "cpu" else time.perf_counter)
+
+
+def against(checkout: Path, turns: int, rounds: int, device: str) -> dict[str, Any]:
+    """The elastic step here over there: the median over turns, in each of which both run in processes of their own."""
+    here = Path(__file__).resolve().parents[1]
+    options = ["--parts", "elastic", "--rounds", str(rounds), "--device", device]
+    found: dict[Path, list[dict[str, float]]] = {here: [], checkout: []}
+    for turn in range(turns):
+        for root in (here, checkout) if turn % 2 else (checkout, here):
+            command = [sys.executable, __file__, *options]
+            environment = os.environ | {"PYTHONPATH": str(root)}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            found[root].append(json.loads(done.stdout.splitlines()[-1])["elastic"])
+    result = {}
+    for name in found[here][0]:
+        pairs = [(new[name], old[name]) for new, old in zip(found[here], found[checkout], strict=True)]
+        ratios = [new / old for new, old in pairs]
+        result[name] = {
+            "ms here": round(statistics.median(new for new, _ in pairs), 2),
+            "ms there": round(statistics.median(old for _, old in pairs), 2),
+            "here / there": round(statistics.median(ratios), 3),
+            "from, to": [round(min(ratios), 3), round(max(ratios), 3)],
+        }
+    return result
 
 
 def loop(data: Data, space: SearchSpace, batch: int, steps: int, device: str) -> dict[str, float]:
@@ -180,7 +231,7 @@ def peak(device: str) -> float:
     return 2 * n**3 / times["matmul"] / 1e6
 
 
-def _discard(_: Tensor) -> None:
+def _discard(_: object) -> None:
     pass
 
 
@@ -200,23 +251,34 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--pictures", type=Path, help="folder of class folders, for the loader of pictures in files")
-    parser.add_argument("--parts", nargs="+", choices=("machinery", "loop"), default=("machinery", "loop"))
+    parser.add_argument("--parts", nargs="+", choices=("machinery", "loop", "elastic"), default=("machinery", "loop"))
+    parser.add_argument("--against", type=Path, help="another checkout: the elastic step here over there")
+    parser.add_argument("--turns", type=int, default=7, help="of the two checkouts")
     options = parser.parse_args()
     fast_cpu.keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     device = options.device
+    if options.against:
+        for name, value in against(options.against.resolve(), options.turns, options.rounds, device).items():
+            print(name, json.dumps(value), flush=True)
+        return
     small = spaces.mobilenet_v3_small_images((32,))
     large = spaces.mobilenet_v3(resolutions=(128,), num_classes=10)
     table = Table("sub-network", "variant", "ms a step", "images/s", "elastic / this")
     batches = (128, 32) if device == "cpu" else (512, 256)
     results: dict[str, Any] = {}
+    if "elastic" in options.parts:
+        results["elastic"] = elastic_steps(small, batches[0], options.rounds, device) | elastic_steps(
+            large, batches[1], options.rounds, device
+        )
     if "machinery" in options.parts:
         results["machinery"] = machinery(small, batches[0], options.rounds, device, table) | machinery(
             large, batches[1], options.rounds, device, table
         )
         Console(width=120).print(table)
-    results["peak GFLOP/s"] = round(peak(device), 1)
+    if options.parts != ["elastic"]:
+        results["peak GFLOP/s"] = round(peak(device), 1)
     if "loop" in options.parts:
         results["loop, CIFAR-10"] = loop(cifar10(), small, batches[0], 24 if device == "cpu" else 200, device)
     if options.pictures and "loop" in options.parts:
@@ -227,7 +289,7 @@ def main() -> None:
             for precision in ("fp32", "bf16")
         }
     for name, value in results.items():
-        if name != "machinery":
+        if name not in ("machinery", "elastic"):
             Console(width=120).print(name, value)
     about = {
         "device": torch.cuda.get_device_name() if device != "cpu" else platform.processor() or platform.machine(),

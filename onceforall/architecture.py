@@ -5,17 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from onceforall import serial
 from onceforall.errors import InvalidArchitecture
+from onceforall.sizes import Size, said
 
 V = TypeVar("V")
 FORM = '{"resolution": 32, "units": [[{"kernel": 5, "expand": 6}, ...], ...], "width_multipliers": []}'
-if TYPE_CHECKING:  # TODO: rectangles everywhere
-    Size = Any
-else:
-    Size = int | tuple[int, int]  # px: a number where it is square, else (height, width)
 
 
 class Named(Mapping[str, V]):
@@ -138,16 +135,6 @@ class Architecture:
             multipliers = [f"(x{m:g})" for m in self.width_multipliers]
             units = ["".join(pair) for pair in itertools.zip_longest(units, multipliers, fillvalue="")]
         return f"{said(self.resolution)}px {' '.join(units)}"
-
-
-def said(size: Size) -> str:
-    """A size as people write it: 224, or 224x160 (height x width)."""
-    return str(size) if isinstance(size, int) else "x".join(map(str, size))
-
-
-def height_width(size: Size) -> tuple[int, int]:
-    """Both sides of a size."""
-    return (size, size) if isinstance(size, int) else size
 
 
 def _is_number(value: object) -> bool:

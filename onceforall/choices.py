@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from onceforall.architecture import Architecture, Gene, Named, Size, height_width
+from onceforall.architecture import Architecture, Gene, Named
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration
+from onceforall.sizes import Size, height_width
 
 DEPTH, WIDTH = "depth", "width_multiplier"
 EVERY_OTHER = "*"  # in `largest_choices`: each name that is not mentioned

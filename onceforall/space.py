@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
-from onceforall.architecture import Architecture, Gene, Size
+from onceforall.architecture import Architecture, Gene
 from onceforall.choices import Choices
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration
 from onceforall.layers import LayerSpec
 from onceforall.rows import Populations
+from onceforall.sizes import Size
 
 FEWEST_CLASSES = 2
 

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from onceforall import serial
-from onceforall.architecture import Architecture, Gene, Size
+from onceforall.architecture import Architecture, Gene
 from onceforall.choices import Unit
 from onceforall.cost.analytic import Parameters
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration
@@ -19,6 +19,7 @@ from onceforall.rows import Rows
 from onceforall.search.evolution import search
 from onceforall.search.exact import optimum
 from onceforall.search.neighbours import Neighbours
+from onceforall.sizes import Size
 from onceforall.space import SearchSpace
 from onceforall.spaces import mobilenet_v3
 from onceforall.spaces.units import ConvUnit

@@ -19,6 +19,7 @@ FLOORS = {
     "serial": 1,
     "registry": 1,
     "process": 1,
+    "sizes": 1,
     "architecture": 2,
     "layers": 2,
     "choices": 3,

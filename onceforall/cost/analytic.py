@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onceforall.cost.model import AdditiveCost, PeakCost
-from onceforall.layers import LayerSpec, PoolSpec
+from onceforall.layers import LayerSpec, operations_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PeakActivationMemory(PeakCost):
     unit: str = "bytes"
 
     def cost(self, layers: Sequence[LayerSpec]) -> float:
-        return self.bytes_per_element * max(operation.live for layer in layers for operation in layer.operations)
+        return self.bytes_per_element * max(operation.live for operation in operations_of(layers))
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class PeakConvolutionMemory(PeakCost):
     unit: str = "bytes"
 
     def cost(self, layers: Sequence[LayerSpec]) -> float:
-        before = itertools.takewhile(lambda layer: not isinstance(layer, PoolSpec), layers)
-        operations = (operation for layer in before for operation in layer.operations if operation.weights)
+        before = itertools.takewhile(lambda operation: operation.kind != "global pool", operations_of(layers))
+        weighted = (operation for operation in before if operation.weights and operation.kind != "squeeze-excite")
         # What has no convolution before the pooling, as a classifier on its own, needs nothing.
-        return self.bytes_per_element * max((operation.live + operation.weights for operation in operations), default=0)
+        return self.bytes_per_element * max((operation.live + operation.weights for operation in weighted), default=0)
 
 
 def macs(layers: Sequence[LayerSpec]) -> int:

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onceforall.layers import BottleneckSpec, LayerSpec, LinearSpec, MBConvSpec
+from onceforall.layers import LayerSpec, operations_of, pixels
 
-KINDS = (
+QUANTITIES = ("calls", "MACs", "elements", "weights")
+# The kinds of convolutional networks, to which the first files of learned latencies were fitted, and then all others.
+CONVOLUTIONAL = (
     "convolution",
     "pointwise",
     "depthwise 3",
@@ -22,11 +24,14 @@ KINDS = (
     "pooling",
     "linear",
 )
-NAMES = tuple(f"{kind}: {quantity}" for kind in KINDS for quantity in ("calls", "MACs", "elements", "weights"))
+KINDS = (*CONVOLUTIONAL, "attention", "norm", "other")
+NAMES = tuple(f"{kind}: {quantity}" for kind in KINDS for quantity in QUANTITIES)
+
+_KIND_OF = {"dense": "convolution", "grouped": "convolution", "add": "sum"}
 
 
 class Work(NamedTuple):
-    """One operation: its kind, MACs, elements read and written, weights read."""
+    """One call: its kind, MACs, elements read and written, weights read."""
 
     kind: str
     macs: int
@@ -41,45 +46,33 @@ def features(layers: Sequence[LayerSpec]) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=100_000)
 def layer_features(layer: LayerSpec) -> NDArray[np.float64]:
-    """`features` of one layer."""
-    result = np.zeros((len(KINDS), 4))
+    """`features` of one layer. Raises InvalidConfiguration where nobody registered it."""
+    result = np.zeros((len(KINDS), len(QUANTITIES)))
     for kind, macs, elements, weights in _works(layer):
         result[KINDS.index(kind)] += (1, macs, elements, weights)
     return result.ravel()
 
 
 def _works(layer: LayerSpec) -> Iterator[Work]:
-    source = layer.in_channels * layer.in_size**2
-    result = layer.out_channels * layer.out_size**2
-    match layer:
-        case MBConvSpec():
-            mid = layer.mid_channels
-            wide, filtered = mid * layer.in_size**2, mid * layer.out_size**2
-            if layer.expanded:
-                yield Work("pointwise", wide * layer.in_channels, source + wide, mid * layer.in_channels)
-            # Other kernels count as the nearest of these: their MACs say the rest.
-            kind = f"depthwise {min(max(layer.kernel, 3), 7)}"
-            yield Work(kind, layer.kernel**2 * filtered, wide + filtered, layer.kernel**2 * mid)
-            if layer.se_channels:
-                both = 2 * mid * layer.se_channels
-                yield Work("squeeze-excite", both, 2 * filtered, both)
-            yield Work("pointwise", filtered * layer.out_channels, filtered + result, mid * layer.out_channels)
-            if layer.shortcut:
-                yield Work("sum", 0, 2 * result, 0)
-        case BottleneckSpec():
-            mid = layer.mid_channels
-            reduced, filtered = mid * layer.in_size**2, mid * layer.out_size**2
-            yield Work("pointwise", reduced * layer.in_channels, source + reduced, mid * layer.in_channels)
-            weights = layer.kernel**2 * mid**2
-            yield Work("convolution", weights * layer.out_size**2, reduced + filtered, weights)
-            yield Work("pointwise", filtered * layer.out_channels, filtered + result, mid * layer.out_channels)
-            if layer.downsample:
-                weights = layer.in_channels * layer.out_channels
-                yield Work("pointwise", weights * layer.out_size**2, source + result, weights)
-            yield Work("sum", 0, 2 * result, 0)
-        case LinearSpec():
-            yield Work("linear", layer.macs, source + result, layer.macs)
-        case _:
-            (operation,) = layer.operations
-            kind = "pooling" if not layer.macs else "pointwise" if getattr(layer, "kernel", 0) == 1 else "convolution"
-            yield Work(kind, layer.macs, operation.inputs + operation.outputs, operation.weights)
+    """The operations as files have always counted them: a pooling inside a block, and a single convolution's sum,
+    are part of that convolution.
+    """
+    operations = list(operations_of([layer]))
+    convolutions = sum(operation.weights > 0 for operation in operations)
+    pooled = 0
+    for operation in operations:
+        if operation.kind == "average pool" and convolutions and operation is not operations[-1]:
+            pooled = operation.inputs
+        elif operation.kind != "add" or convolutions != 1:
+            elements = (pooled or operation.inputs) + operation.outputs
+            yield Work(_kind(operation.kind, operation.kernel), operation.macs, elements, operation.weights)
+            pooled = 0
+
+
+def _kind(kind: str, kernel: int | tuple[int, int]) -> str:
+    if kind == "depthwise":  # other kernels count as the nearest of these: their MACs say the rest
+        return f"depthwise {min((3, 5, 7), key=lambda size: abs(size**2 - pixels(kernel)))}"
+    if kind.endswith(" pool"):
+        return "pooling"
+    kind = _KIND_OF.get(kind, kind)
+    return kind if kind in KINDS else "other"

@@ -21,7 +21,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
 from onceforall.cost.analytic import macs
-from onceforall.cost.features import NAMES, features, layer_features
+from onceforall.cost.features import CONVOLUTIONAL, NAMES, QUANTITIES, features, layer_features
 from onceforall.cost.latency import LatencyTable, LatencyTables, fit_line, read_table
 from onceforall.cost.model import SummedCost, input_size
 from onceforall.cost.validation import Validation
@@ -35,6 +35,8 @@ PRIOR = (0.0, -1.0, 0.0, -3.0)  # of `kernel`, with a standard deviation of
 PRIOR_SPREAD = 3.0
 OUTLIER = 5.0  # robust standard deviations from what all others say of it,
 LEAST_OUTLIER = 0.2  # and 20 %
+
+FEWEST_FEATURES = len(CONVOLUTIONAL) * len(QUANTITIES)  # of networks that do nothing else
 
 Matrix = NDArray[np.float64]
 Base = LatencyTable | LatencyTables
@@ -84,6 +86,8 @@ class LearnedLatency(SummedCost):
             )
         sizes = [input_size(layers) for layers in networks]
         inputs = np.stack([features(layers) for layers in networks])
+        if not inputs[:, FEWEST_FEATURES:].any():
+            inputs = inputs[:, :FEWEST_FEATURES]
         says = np.array([_base_cost(base, layers) for layers in networks])
         line = fit_line(says, truth, 0.0)
         model = cls(device, inputs, truth, np.zeros_like(truth), (min(sizes), max(sizes)), PRIOR, base, line)
@@ -158,7 +162,11 @@ class LearnedLatency(SummedCost):
 
     def _standardised(self, inputs: Matrix) -> Matrix:
         mean, spread = self._scaling
-        return (inputs - mean) / spread
+        known = len(mean)
+        if inputs[:, known:].any():
+            strange = NAMES[known + int(np.argmax(inputs[:, known:].any(0)))].split(":")[0]
+            raise OutOfDomain(f"a network with {strange}: this latency was learnt from networks without; measure some")
+        return (inputs[:, :known] - mean) / spread
 
     def _cross(self, points: Matrix) -> Matrix:
         """The kernel of points with those that were measured."""
@@ -193,7 +201,7 @@ class LearnedLatency(SummedCost):
             "format": FORMAT,
             "unit": self.unit,
             "device": dict(self.device),
-            "features": list(NAMES),
+            "features": list(NAMES[: self.inputs.shape[1]]),
             "inputs": self.inputs.tolist(),
             "measured": self.measured.tolist(),
             "offsets": self.offsets.tolist(),
@@ -210,10 +218,11 @@ class LearnedLatency(SummedCost):
         if value.get("format") != FORMAT:
             raise InvalidConfiguration(f"learned latency of format {value.get('format')!r}: expected {FORMAT!r}")
         try:
-            if tuple(value["features"]) != NAMES:
+            names = tuple(value["features"])
+            if len(names) < FEWEST_FEATURES or names != NAMES[: len(names)]:
                 raise InvalidConfiguration(f"a learned latency of other features: this version has {', '.join(NAMES)}")
             inputs, measured, offsets = (np.array(value[name], float) for name in ("inputs", "measured", "offsets"))
-            if inputs.shape != (len(measured), len(NAMES)) or offsets.shape != measured.shape:
+            if inputs.shape != (len(measured), len(names)) or offsets.shape != measured.shape:
                 raise InvalidConfiguration(
                     f"{inputs.shape} inputs and {measured.shape} latencies: not a learned latency"
                 )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.layers import LayerSpec, LinearSpec
 from onceforall.rows import Rows
+from onceforall.sizes import said
 from onceforall.space import SearchSpace
 
 
@@ -90,6 +91,8 @@ def input_size(layers: Sequence[LayerSpec]) -> int:
     first = layers[0]
     if isinstance(first, LinearSpec):
         raise OutOfDomain(f"layer {first.key} reads no image: give the layers of a whole network")
+    if not isinstance(first.in_size, int):
+        raise OutOfDomain(f"images of {said(first.in_size)} px: costs by input resolution know square images")
     return first.in_size
 
 

@@ -93,7 +93,7 @@ def profile(
     networks = list(dict.fromkeys([*fitting, *judging]))
     layers = unique_layers(space)
     jobs: list[Job] = [(nn.Identity(), (1, 8, 1, 1))]
-    jobs += [(random_network([layer]), (1, layer.in_channels, layer.in_size, layer.in_size)) for layer in layers]
+    jobs += [(random_network([layer]), (1, *layer.input_shape)) for layer in layers]
     jobs += BURSTS * [whole_network(space, arch) for arch in networks]
     found = steady(device.time(jobs, plan, done=log.turns("table"), keep=log.keeper("table"), report=report))
     call = float(np.median(found.ms[0]))

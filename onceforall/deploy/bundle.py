@@ -32,7 +32,8 @@ from onceforall.files import read_json_object, sha256, write_atomically, write_j
 from onceforall.layers import layer_from_json, layer_to_json
 from onceforall.nn.calibrate import calibrate
 from onceforall.nn.network import SubNetwork
-from onceforall.nn.subnet import ConvNormAct, build, channels_last, fold_batch_norm
+from onceforall.nn.plain import ConvNormAct
+from onceforall.nn.subnet import build, channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
 

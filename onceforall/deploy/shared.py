@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
-from onceforall.nn.ops import leading
+from onceforall.nn.elastic import leading
 
 
 @dataclass(frozen=True)

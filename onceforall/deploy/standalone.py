@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from onceforall.checkpoint import read_tensors, write_tensors
+from onceforall.deploy.source import Source
 from onceforall.errors import IncompatibleCheckpoint, OFAError
 from onceforall.files import write_atomically
-from onceforall.layers import Activation, BottleneckSpec, ConvSpec, LayerSpec, LinearSpec, MaxPoolSpec, MBConvSpec
+from onceforall.layers import height_width
 from onceforall.nn.network import SubNetwork
+from onceforall.nn.plain import fold_norms
 from onceforall.process import run_python
 
 TOLERANCE = 1e-5  # largest allowed difference of logits, relative to the largest logit
@@ -63,55 +65,21 @@ def write_files(network: SubNetwork, path: Path) -> tuple[Path, Path]:
 
 
 def source(network: SubNetwork, name: str) -> str:
-    """The Python code that rebuilds the network; what its layers do not need is left out."""
-    kinds = {type(spec) for spec in network.specs}
-    parts = [_HEAD.format(name=name, size=network.specs[0].in_size)]
-    if kinds & {ConvSpec, MBConvSpec, BottleneckSpec}:
-        parts.append(_CONV.format(bias="norm" if network.folded else "False"))
-        if not network.folded:
-            parts[-1] += _BATCH_NORM
-        parts[-1] += _ACTIVATION
-    parts += [_INVERTED_RESIDUAL] * (MBConvSpec in kinds) + [_BOTTLENECK] * (BottleneckSpec in kinds)
-    layers = "".join(f"        {line(spec)},\n" for spec in network.specs)
-    return "\n\n".join([*parts, _TAIL.format(layers=layers)])
+    """The Python code that rebuilds the network: the source of its modules, as it is in this package or another's.
 
-
-def line(spec: LayerSpec) -> str:
-    """The call that makes a layer; arguments with their default values are left out."""
-    match spec:
-        case ConvSpec():
-            options = _options(
-                ("stride", spec.stride, 1),
-                ("act", _activation(spec.activation), "None"),
-                ("norm", spec.batch_norm, True),
-                ("shortcut", spec.shortcut, False),
-                ("eps", spec.bn_eps, 1e-5),
-            )
-            return f"conv({spec.in_channels}, {spec.out_channels}, {spec.kernel}{options})"
-        case MBConvSpec():
-            options = _options(
-                ("stride", spec.stride, 1),
-                ("expanded", spec.expanded, True),
-                ("squeeze", spec.se_channels, 0),
-                ("shortcut", spec.shortcut, False),
-                ("eps", spec.bn_eps, 1e-5),
-            )
-            shape = f"{spec.in_channels}, {spec.mid_channels}, {spec.out_channels}, {spec.kernel}"
-            return f"InvertedResidual({shape}, {_activation(spec.activation)}{options})"
-        case BottleneckSpec():
-            options = _options(
-                ("stride", spec.stride, 1), ("downsample", spec.downsample, False), ("eps", spec.bn_eps, 1e-5)
-            )
-            shape = f"{spec.in_channels}, {spec.mid_channels}, {spec.out_channels}, {spec.kernel}"
-            return f"Bottleneck({shape}, {_activation(spec.activation)}{options})"
-        case MaxPoolSpec():
-            return f"nn.MaxPool2d({spec.kernel}, {spec.stride}, {spec.kernel // 2})"
-        case LinearSpec():
-            linear = f"nn.Linear({spec.in_features}, {spec.out_features})" if spec.out_features else "nn.Identity()"
-            dropout = f"nn.Dropout({spec.dropout})"
-            return f"nn.Sequential(OrderedDict(flatten=nn.Flatten(), dropout={dropout}, linear={linear}))"
-        case _:
-            return "nn.AdaptiveAvgPool2d(1)"
+    Raises IncompatibleCheckpoint where the source of a module cannot be read, or needs more than torch.
+    """
+    code = Source()
+    layers = "".join(f"        {code.call(spec)},\n" for spec in network.specs)
+    if network.folded:
+        code.take(fold_norms)
+    size = ", ".join(map(str, height_width(network.specs[0].in_size)))
+    head = _HEAD.format(name=name, channels=network.specs[0].in_channels, size=size)
+    tail = _TAIL.format(layers=layers, fold="    fold_norms(network.eval())\n" if network.folded else "")
+    code.need("pathlib", "Path")
+    code.need("safetensors.torch", "load_file")
+    code.need("torch", "nn")
+    return head + code.text() + tail
 
 
 def run_alone(networks: Sequence[tuple[Path, Tensor]]) -> list[Tensor]:
@@ -131,108 +99,24 @@ def run_alone(networks: Sequence[tuple[Path, Tensor]]) -> list[Tensor]:
     return [logits[str(index)] for index in range(len(networks))]
 
 
-def _options(*options: tuple[str, object, object]) -> str:
-    return "".join(f", {name}={value}" for name, value, default in options if value != default)
-
-
-def _activation(activation: Activation) -> str:
-    return {"relu": "nn.ReLU", "relu6": "nn.ReLU6", "h_swish": "nn.Hardswish", "none": "None"}[activation]
-
-
 _HEAD = '''"""{name}: a network in plain PyTorch, made by onceforall; it needs torch and safetensors, and nothing else.
 
     network = load()  # reads the .safetensors file beside this one
-    logits = network(images)  # [n, 3, {size}, {size}], normalised as in training
+    logits = network(images)  # [n, {channels}, {size}], normalised as in training
 """
 
-from collections import OrderedDict
-from pathlib import Path
+'''
 
-from safetensors.torch import load_file
-from torch import nn
+_TAIL = '''
 
 WEIGHTS = Path(__file__).with_suffix(".safetensors")
-'''
-
-_CONV = '''class Residual(nn.Sequential):
-    """Its parts in order, plus the input where there is a shortcut."""
-
-    def __init__(self, parts, shortcut=False):
-        super().__init__(OrderedDict(parts))
-        self.shortcut = shortcut
-
-    def forward(self, x):
-        y = super().forward(x)
-        return x + y if self.shortcut else y
 
 
-def conv(inputs, outputs, kernel=1, act=None, stride=1, groups=1, norm=True, shortcut=False, eps=1e-5):
-    pad = kernel // 2
-    parts = {{"conv": nn.Conv2d(inputs, outputs, kernel, stride, pad, groups=groups, bias={bias})}}
-'''
-
-_BATCH_NORM = """    if norm:
-        parts["bn"] = nn.BatchNorm2d(outputs, eps=eps)
-"""
-
-_ACTIVATION = """    if act:
-        parts["act"] = act(inplace=True)
-    return Residual(parts, shortcut)
-"""
-
-_INVERTED_RESIDUAL = '''class SqueezeExcite(nn.Module):
-    def __init__(self, channels, hidden):
-        super().__init__()
-        self.reduce = nn.Conv2d(channels, hidden, 1)
-        self.expand = nn.Conv2d(hidden, channels, 1)
-
-    def forward(self, x):
-        scale = self.reduce(nn.functional.adaptive_avg_pool2d(x, 1)).relu()
-        return x * nn.functional.hardsigmoid(self.expand(scale))
-
-
-class InvertedResidual(Residual):
-    """1x1 expand, depthwise, squeeze-excite, 1x1 project."""
-
-    def __init__(
-        self, inputs, middle, outputs, kernel, act, stride=1, expanded=True, squeeze=0, shortcut=False, eps=1e-5
-    ):
-        parts = {"expand": conv(inputs, middle, act=act, eps=eps)} if expanded else {}
-        parts["depthwise"] = conv(middle, middle, kernel, act, stride, groups=middle, eps=eps)
-        if squeeze:
-            parts["se"] = SqueezeExcite(middle, squeeze)
-        parts["project"] = conv(middle, outputs, eps=eps)
-        super().__init__(parts, shortcut)
-'''
-
-_BOTTLENECK = '''class Bottleneck(nn.Module):
-    """1x1 reduce, k x k, 1x1 restore; plus the input, or its average and a 1x1 convolution; then the activation."""
-
-    def __init__(self, inputs, middle, outputs, kernel, act, stride=1, downsample=False, eps=1e-5):
-        super().__init__()
-        self.main = nn.Sequential(
-            OrderedDict(
-                reduce=conv(inputs, middle, act=act, eps=eps),
-                conv=conv(middle, middle, kernel, act, stride, eps=eps),
-                restore=conv(middle, outputs, eps=eps),
-            )
-        )
-        parts = OrderedDict()
-        if downsample and stride > 1:
-            parts["pool"] = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
-        if downsample:
-            parts["conv"] = conv(inputs, outputs, eps=eps)
-        self.downsample = nn.Sequential(parts)
-        self.act = (act or nn.Identity)(inplace=True)
-
-    def forward(self, x):
-        return self.act(self.main(x) + self.downsample(x))
-'''
-
-_TAIL = '''def build():
+def build():
     """The network with initial weights."""
-    return nn.Sequential(
+    network = nn.Sequential(
 {layers}    )
+{fold}    return network
 
 
 def load(weights=WEIGHTS):

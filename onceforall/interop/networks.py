@@ -24,7 +24,9 @@ from onceforall.layers import (
     MaxPoolSpec,
     MBConvSpec,
     PoolSpec,
+    Size,
     make_divisible,
+    said,
 )
 from onceforall.nn.network import SubNetwork
 from onceforall.nn.subnet import build
@@ -162,7 +164,7 @@ def _layers(config: Mapping[str, Any], resolution: int) -> Iterator[LayerSpec]:
     kind, eps = config["name"], config.get("bn", {}).get("eps", 1e-5)
     if kind not in HEADS:
         raise InvalidConfiguration(f"network {kind!r}: known are {', '.join(HEADS)}")
-    size = resolution
+    size: Size = resolution
     for entry in config["input_stem"] if kind == "ResNets" else [config["first_conv"]]:
         layer: LayerSpec = _conv(entry["conv"], size, eps, True) if "conv" in entry else _conv(entry, size, eps)
         size = layer.out_size
@@ -189,7 +191,7 @@ def _layers(config: Mapping[str, Any], resolution: int) -> Iterator[LayerSpec]:
     yield LinearSpec(features, _positive(classifier, "out_features"), classifier.get("dropout_rate", 0))
 
 
-def _conv(config: Mapping[str, Any], size: int, eps: float, shortcut: bool = False) -> ConvSpec:
+def _conv(config: Mapping[str, Any], size: Size, eps: float, shortcut: bool = False) -> ConvSpec:
     _only(config, "a convolution", **PLAIN)
     return ConvSpec(
         size,
@@ -204,7 +206,7 @@ def _conv(config: Mapping[str, Any], size: int, eps: float, shortcut: bool = Fal
     )
 
 
-def _mbconv(block: Mapping[str, Any], size: int, eps: float) -> MBConvSpec:
+def _mbconv(block: Mapping[str, Any], size: Size, eps: float) -> MBConvSpec:
     config = block["conv"] if "conv" in block else block["mobile_inverted_conv"]
     _only(config, "a block", groups=None)
     shortcut = (block["shortcut"] or {}).get("name")
@@ -226,7 +228,7 @@ def _mbconv(block: Mapping[str, Any], size: int, eps: float) -> MBConvSpec:
     )
 
 
-def _bottleneck(config: Mapping[str, Any], size: int, eps: float) -> BottleneckSpec:
+def _bottleneck(config: Mapping[str, Any], size: Size, eps: float) -> BottleneckSpec:
     identity = config["stride"] == 1 and config["in_channels"] == config["out_channels"]
     if config.get("groups", 1) != 1 or (not identity and config["downsample_mode"] != "avgpool_conv"):
         raise InvalidConfiguration(
@@ -310,6 +312,8 @@ def _resolution(layers: Sequence[LayerSpec]) -> int:
     first = layers[0]
     if not isinstance(first, ConvSpec):
         raise IncompatibleCheckpoint(f"a network begins with a convolution, not with {first.key}")
+    if not isinstance(first.in_size, int):
+        raise IncompatibleCheckpoint(f"images of {said(first.in_size)} px: published networks take square ones")
     return first.in_size
 
 

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -43,6 +43,28 @@ def keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):
             libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large block
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: keep the top of the heap
+
+
+def run(module: nn.Module, x: Tensor) -> Tensor:
+    """The module's output; a module that trains computes it by the fastest operations that give it.
+
+    In evaluation, in graphs that torch exports or compiles, and of modules that are not exactly torch's own, it
+    is the module itself that runs.
+    """
+    fast = _FAST.get(type(module)) if module.training else None
+    if fast is None or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        fast = _itself
+    result: Tensor = fast(module, x)
+    return result
+
+
+class Sequential(nn.Sequential):
+    """Torch's, whose parts compute by `run`. Standalone files say torch's in its place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self:
+            x = run(module, x)
+        return x
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -187,3 +209,29 @@ class _GlobalPool(torch.autograd.Function):
             memory_format=torch.channels_last if ctx.channels_last else torch.contiguous_format
         )
         return result
+
+
+def _itself(module: nn.Module, x: Tensor) -> Any:
+    return module(x)
+
+
+def _conv(conv: nn.Conv2d, x: Tensor) -> Any:
+    kernel, stride = conv.kernel_size, conv.stride
+    plain = conv.padding_mode == "zeros" and conv.dilation == (1, 1)
+    if plain and conv.groups == 1 and kernel == stride == (1, 1) and conv.padding == (0, 0):
+        return pointwise_conv(x, conv.weight, conv.bias)
+    square = kernel[0] == kernel[1] and stride[0] == stride[1] and conv.padding == (kernel[0] // 2,) * 2
+    if plain and square and conv.bias is None and conv.groups == conv.in_channels == conv.out_channels:
+        return depthwise_conv(x, conv.weight, stride[0])
+    return conv(x)
+
+
+def _pool(pool: nn.AdaptiveAvgPool2d, x: Tensor) -> Any:
+    return global_pool(x) if pool.output_size in (1, (1, 1)) else pool(x)
+
+
+_FAST: dict[type[nn.Module], Any] = {
+    nn.Conv2d: _conv,
+    nn.AdaptiveAvgPool2d: _pool,
+    nn.Hardswish: lambda _, x: F.hardswish(x),  # in place, autograd would copy its input
+}

@@ -9,10 +9,12 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from onceforall.errors import InvalidConfiguration
-from onceforall.layers import LayerSpec, LinearSpec, PoolSpec
+from onceforall.layers import LayerSpec, LinearSpec, PoolSpec, height_width
+from onceforall.nn.fast_cpu import Sequential
+from onceforall.nn.plain import Classifier
 
 
-class SubNetwork(nn.Sequential):
+class SubNetwork(Sequential):
     """The layers of a network in order, which knows what they are: `specs`, one each.
 
     It is a Sequential of plain modules, so whatever takes one takes this: a slice is a plain
@@ -57,10 +59,9 @@ class SubNetwork(nn.Sequential):
     @property
     def default_cfg(self) -> dict[str, Any]:
         """What timm's models say about themselves, as far as the layers tell it."""
-        size, pooled = self.specs[0].in_size, self.specs[self._pool].in_size
         return {
-            "input_size": (3, size, size),
-            "pool_size": (pooled, pooled),
+            "input_size": (self.specs[0].in_channels, *height_width(self.specs[0].in_size)),
+            "pool_size": height_width(self.specs[self._pool].in_size),
             "num_classes": self.num_classes,
             "first_conv": "0.conv",
             "classifier": f"{len(self) - 1}.linear",
@@ -97,7 +98,7 @@ class SubNetwork(nn.Sequential):
             )
         spec = replace(self._last, out_features=num_classes)
         like = next(self.parameters())
-        self[-1].linear = classifier(spec).to(like.device, like.dtype)
+        self[-1].linear = Classifier(spec.in_features, num_classes).linear.to(like.device, like.dtype)
         self.specs = (*self.specs[:-1], spec)
 
     def features_only(self, out_indices: Sequence[int] | None = None) -> FeatureMaps:
@@ -138,11 +139,6 @@ class SubNetwork(nn.Sequential):
         if self.specs and isinstance(self.specs[-1], LinearSpec):
             return self.specs[-1]
         raise InvalidConfiguration("this network has no classifier: it is a part of one")
-
-
-def classifier(spec: LinearSpec) -> nn.Module:
-    """The linear layer of a classifier with torch's initial weights, or the identity for 0 classes."""
-    return nn.Linear(spec.in_features, spec.out_features) if spec.out_features else nn.Identity()
 
 
 class FeatureInfo(list[dict[str, Any]]):

@@ -9,12 +9,13 @@ from typing import Self, cast
 import torch
 from torch import Tensor, nn
 
-from onceforall.architecture import Architecture, Size, height_width, said
+from onceforall.architecture import Architecture
 from onceforall.errors import InvalidArchitecture, OutOfDomain
 from onceforall.layers import LayerSpec
-from onceforall.nn.blocks import ElasticBlock, elastic
+from onceforall.nn.elastic import Elastic, elastic
 from onceforall.nn.network import SubNetwork
-from onceforall.nn.subnet import build, initialise
+from onceforall.nn.subnet import initialise
+from onceforall.sizes import Size, height_width, said
 from onceforall.space import SearchSpace
 
 
@@ -34,11 +35,11 @@ class Trainable(nn.Module, ABC):
         return getattr(self.space.lower(self.space.largest())[-1], "out_features", None)
 
     @abstractmethod
-    def _route(self, arch: Architecture) -> Iterator[tuple[ElasticBlock, LayerSpec]]:
+    def _route(self, arch: Architecture) -> Iterator[tuple[Elastic, LayerSpec]]:
         """The active blocks of an architecture with their specs, in order. Raises InvalidArchitecture."""
 
     def forward(self, x: Tensor, arch: Architecture) -> Tensor:
-        """Logits [n, classes] of `arch` for images [n, 3, resolution, resolution].
+        """Logits [n, classes] of `arch` for images [n, 3, height, width] of its resolution.
 
         Batch norm uses batch statistics in training mode and running statistics otherwise; those of
         a supernet belong to no sub-network in particular, so evaluate `calibrate(net.extract(arch), ...)`.
@@ -58,15 +59,8 @@ class Trainable(nn.Module, ABC):
         Its batch-norm statistics may be of other sub-networks: recalibrate them before use.
         Raises InvalidArchitecture.
         """
-        tensors = {
-            f"{index}.{name}": tensor.detach().clone()
-            for index, (block, spec) in enumerate(self._route(arch))
-            for name, tensor in block.slice(spec).items()
-        }
-        with torch.device("meta"):  # initial weights would be thrown away
-            network = build(self.space.lower(arch))
-        network.load_state_dict(tensors, assign=True)
-        return network.requires_grad_(True).eval()
+        specs = self.space.lower(arch)
+        return SubNetwork((block.extract(spec) for block, spec in self._route(arch)), specs).eval()
 
 
 class Supernet(Trainable):
@@ -85,8 +79,8 @@ class Supernet(Trainable):
         layers = iter(space.lower(largest))
         self.stem = nn.ModuleList(elastic(next(layers)) for _ in space.stem(largest.resolution))
         self.units = nn.ModuleList(
-            nn.ModuleList(elastic(next(layers), [int(size) for size in unit.choices.get("kernel", ())]) for _ in genes)
-            for unit, genes in zip(space.units, largest.units, strict=True)
+            nn.ModuleList(elastic(next(layers), self._forms(space, unit, index)) for index in range(depth))
+            for unit, depth in enumerate(largest.depths)
         )
         self.head = nn.ModuleList(map(elastic, layers))
         initialise(self, torch.Generator().manual_seed(seed))
@@ -103,8 +97,7 @@ class Supernet(Trainable):
         """
         for u, unit in enumerate(self._units):
             for b, block in enumerate(unit):
-                forms = trained.block_forms(trained.resolutions[-1], u, b) if trained else ()
-                block.sort_channels([form.layer for form in forms])
+                block.sort_channels(self._forms(trained, u, b) if trained else ())
 
     def reset_classifier(self, num_classes: int, seed: int = 0) -> None:
         """A new classifier with initial weights, to train these weights on other classes.
@@ -117,15 +110,19 @@ class Supernet(Trainable):
         initialise(last, torch.Generator().manual_seed(seed))
         self.head[-1] = last.to(like.device, like.dtype)
 
-    def _route(self, arch: Architecture) -> Iterator[tuple[ElasticBlock, LayerSpec]]:
+    def _route(self, arch: Architecture) -> Iterator[tuple[Elastic, LayerSpec]]:
         specs = self.space.lower(arch)
         units = (block for unit, depth in zip(self._units, arch.depths, strict=True) for block in unit[:depth])
-        blocks = [*cast(list[ElasticBlock], self.stem), *units, *cast(list[ElasticBlock], self.head)]
+        blocks = [*cast(list[Elastic], self.stem), *units, *cast(list[Elastic], self.head)]
         return zip(blocks, specs, strict=True)
 
+    @staticmethod
+    def _forms(space: SearchSpace, unit: int, index: int) -> list[LayerSpec]:
+        return [form.layer for form in space.block_forms(space.resolutions[-1], unit, index)]
+
     @property
-    def _units(self) -> list[list[ElasticBlock]]:
-        return [list(cast(list[ElasticBlock], unit)) for unit in self.units]
+    def _units(self) -> list[list[Elastic]]:
+        return [list(cast(list[Elastic], unit)) for unit in self.units]
 
 
 class Network(Trainable):
@@ -164,7 +161,7 @@ class Network(Trainable):
     def resolutions(self) -> tuple[Size, ...]:
         return (self.architecture.resolution,)
 
-    def _route(self, arch: Architecture) -> Iterator[tuple[ElasticBlock, LayerSpec]]:
+    def _route(self, arch: Architecture) -> Iterator[tuple[Elastic, LayerSpec]]:
         if arch != self.architecture:
             raise InvalidArchitecture(f"{arch}: this network is {self.architecture}")
-        return zip(cast(list[ElasticBlock], self.blocks), self.layers, strict=True)
+        return zip(cast(list[Elastic], self.blocks), self.layers, strict=True)

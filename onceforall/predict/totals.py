@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onceforall.architecture import Size
 from onceforall.choices import DEPTH
 from onceforall.rows import RESOLUTION
+from onceforall.sizes import Size
 from onceforall.space import SearchSpace
 
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onceforall.architecture import Size
 from onceforall.choices import WIDTH
 from onceforall.cost.model import CostModel, PeakCost, SummedCost
 from onceforall.layers import LayerSpec
 from onceforall.rows import Rows
+from onceforall.sizes import Size
 from onceforall.space import SearchSpace
 
 Pricer = Callable[[Rows], NDArray[np.float64]]

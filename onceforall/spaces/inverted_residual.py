@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, get_args
 
 from onceforall import serial
-from onceforall.architecture import Gene, Size
+from onceforall.architecture import Gene
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import (
     Activation,
@@ -21,6 +21,7 @@ from onceforall.layers import (
     scaled,
     strided_size,
 )
+from onceforall.sizes import Size
 from onceforall.space import SearchSpace, check_num_classes
 from onceforall.spaces.units import ConvUnit
 

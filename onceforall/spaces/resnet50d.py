@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onceforall import serial
-from onceforall.architecture import Gene, Size
+from onceforall.architecture import Gene
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import (
     BottleneckSpec,
@@ -20,6 +20,7 @@ from onceforall.layers import (
     scaled,
     strided_size,
 )
+from onceforall.sizes import Size
 from onceforall.space import SearchSpace, check_num_classes
 from onceforall.spaces.units import ConvUnit
 

@@ -219,7 +219,7 @@ def _network(specs: Sequence[LayerSpec], batch: int = 1, seed: int = 0) -> tuple
     network = build(specs)
     initialise(network, torch.Generator().manual_seed(seed))
     scramble(network, seed)
-    return fold_batch_norm(network), (batch, specs[0].in_channels, specs[0].in_size, specs[0].in_size)
+    return fold_batch_norm(network), (batch, *specs[0].input_shape)
 
 
 def _images(shape: Shape, seed: int = 0) -> Images:

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from onceforall import spaces
-from onceforall.architecture import Architecture, Size, height_width
+from onceforall.architecture import Architecture
 from onceforall.cost.analytic import MACs, macs, params
 from onceforall.errors import InvalidArchitecture
 from onceforall.nn.subnet import build
 from onceforall.nn.supernet import Supernet
+from onceforall.sizes import Size, height_width
 from onceforall.space import SearchSpace
 from onceforall.testing.common import assert_prices, foreigners, members, raises, scramble, some
 
@@ -91,12 +92,13 @@ class SearchSpaceSuite:
 
     def test_consecutive_layers_fit_from_the_image_to_the_classifier(self, space: SearchSpace) -> None:
         for arch in some(space, 20):
-            shape: tuple[int, Size] = (3, arch.resolution)
+            channels: int = 3
+            size: Size = arch.resolution
             for layer in space.lower(arch):
                 takes = layer.in_channels, layer.in_size
-                assert shape == takes, f"{arch}: {layer} does not take {shape[0]} channels of {shape[1]} px"
-                shape = layer.out_channels, layer.out_size
-            assert shape[1] == 1, f"{arch} ends on feature maps of {shape[1]} px"
+                assert (channels, size) == takes, f"{arch}: {layer} does not take {channels} channels of {size} px"
+                channels, size = layer.out_channels, layer.out_size
+            assert size == 1, f"{arch} ends on feature maps of {size} px"
 
     def test_a_block_depends_on_its_own_choices_only(self, space: SearchSpace) -> None:
         """On its gene, the multiplier of its unit and that of the unit that it reads; and all its forms are listed."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onceforall.cost.analytic import macs
-from onceforall.cost.features import KINDS, NAMES, features, layer_features
+from onceforall.cost.features import CONVOLUTIONAL, KINDS, NAMES, QUANTITIES, features, layer_features
 from onceforall.layers import BottleneckSpec, ConvSpec, LinearSpec, MBConvSpec, PoolSpec
 from onceforall.space import SearchSpace
 
@@ -54,3 +54,23 @@ def test_a_block_is_its_operations() -> None:
 )
 def test_each_layer_counts_as_its_kind(layer: ConvSpec, kind: str) -> None:
     assert named(layer_features(layer))[f"{kind}: calls"] == 1
+
+
+def test_what_convolutional_networks_do_comes_first_and_nothing_else_is_theirs(space: SearchSpace) -> None:
+    found = features(space.lower(space.largest()))
+    known = len(CONVOLUTIONAL) * len(QUANTITIES)
+    assert NAMES[known - 4 : known] == tuple(f"linear: {quantity}" for quantity in QUANTITIES)
+    assert found[:known].any()
+    assert not found[known:].any()
+
+
+def test_a_pooling_inside_a_block_is_part_of_the_convolution_that_reads_it() -> None:
+    found = named(layer_features(BottleneckSpec(8, 16, 8, 32, 2, "relu", downsample=True)))
+    assert found["pointwise: calls"] == 3
+    assert found["pointwise: elements"] == (16 + 8) * 64 + (8 + 32) * 16 + 16 * 64 + 32 * 16
+    assert "pooling: calls" not in found
+    assert found["sum: calls"] == 1
+
+
+def test_a_sum_is_part_of_a_convolution_on_its_own() -> None:
+    assert "sum: calls" not in named(layer_features(ConvSpec(8, 16, 16, 3, 1, "relu", shortcut=True)))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onceforall import spaces
+from onceforall.cost.features import CONVOLUTIONAL, NAMES, QUANTITIES
 from onceforall.cost.latency import LatencyTable, LatencyTables
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.saved import load_latency
@@ -110,6 +111,16 @@ def test_a_file_gives_the_same_latencies(kind: str, space: SearchSpace, networks
     assert np.array_equal(again.costs(networks), learned.costs(networks))
     assert again.to_json() == learned.to_json()
     assert learned.summary()["networks"] == 40
+
+
+def test_a_network_that_does_what_none_did_is_out_of_its_domain(networks: list[Layers]) -> None:
+    learned = LearnedLatency.fit(networks[:20], [overlapping(layers) for layers in networks[:20]], {})
+    assert learned.inputs.shape[1] == len(CONVOLUTIONAL) * len(QUANTITIES)  # as files have always had them
+    assert list(NAMES[:-12]) == learned.to_json()["features"]
+    sums = np.zeros((1, len(NAMES) + 1))
+    sums[0, NAMES.index("attention: calls")] = 1
+    with pytest.raises(OutOfDomain, match="a network with attention: this latency was learnt from networks without"):
+        learned.of_sums(sums, np.array([32]))
 
 
 def test_a_foreign_file_is_refused(networks: list[Layers]) -> None:

@@ -97,14 +97,44 @@ def test_no_images_are_refused(tiny_supernet: Supernet, batches: list[Tensor]) -
         calibrate(tiny_network(tiny_supernet), batches)
 
 
-def test_a_batch_norm_out_of_reach_is_refused() -> None:
-    class Hidden(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bn = nn.BatchNorm2d(3)
+class Strange(nn.Module):
+    """A block of somebody else's: batch norms in branches, a channel shuffle, and, where asked, a look at the shape."""
 
+    def __init__(self, looks: bool) -> None:
+        super().__init__()
+        self.looks = looks
+        self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(6)
+        self.conv = nn.Conv2d(6, 6, 3, 2, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([x, 2 * self.first(x) - 1], dim=1)
+        if self.looks:
+            count, channels, height, width = y.shape
+            y = y.view(count, 2, channels // 2, height, width).transpose(1, 2).reshape(count, channels, height, width)
+        else:
+            y = y.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        low, high = self.second(self.conv(y)).relu().chunk(2, dim=1)
+        return torch.nn.functional.max_pool2d(low, 2) / 2 + high[:, :, ::2, ::2] @ high[:, :, 1::2, 1::2]
+
+
+@pytest.mark.parametrize("looks", [False, True])
+@pytest.mark.parametrize("sizes", [[30], [8, 8, 14], [7, 1, 22]])
+def test_a_batch_norm_anywhere_in_a_block_is_calibrated(looks: bool, sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 3, 1), Strange(looks), nn.BatchNorm2d(3))
+    expected = one_pass(network, IMAGES)
+    assert_same_statistics(statistics(calibrate(network, IMAGES.split(sizes))), expected)  # type: ignore[arg-type]
+
+
+def test_a_layer_that_asks_for_the_shape_gets_one_answer(tiny_supernet: Supernet) -> None:
+    sizes = []
+
+    class Asks(nn.BatchNorm2d):
         def forward(self, x: Tensor) -> Tensor:
-            return self.bn(x)  # type: ignore[no-any-return]
+            sizes.append(len(x))
+            return super().forward(x)
 
-    with pytest.raises(InvalidConfiguration, match="cannot calibrate a batch norm inside Hidden"):
-        calibrate(nn.Sequential(Hidden()), [IMAGES])
+    calibrate(nn.Sequential(Asks(3)), IMAGES.split([10, 10, 10]))
+    assert sizes == [10]  # the same for all of them
+    calibrate(nn.Sequential(Asks(3)), IMAGES.split([10, 20]))
+    assert sizes == [10, 30]

@@ -15,7 +15,7 @@ from onceforall.nn.supernet import Network, Supernet
 from onceforall.space import SearchSpace
 from onceforall.testing import scramble
 
-PLAIN = ("onceforall.nn.subnet", "onceforall.nn.network")  # where plain modules are defined
+PLAIN = ("onceforall.nn.plain", "onceforall.nn.network", "onceforall.nn.fast_cpu")  # where plain modules are defined
 
 
 def images_for(arch: Architecture, count: int = 4) -> Tensor:

@@ -16,7 +16,8 @@ from onceforall.layers import (
     MBConvSpec,
     PoolSpec,
 )
-from onceforall.nn.subnet import build, build_layer, fold_batch_norm, initialise
+from onceforall.nn import fast_cpu
+from onceforall.nn.subnet import build, build_layer, channels_last, fold_batch_norm, initialise
 from onceforall.nn.supernet import Supernet
 
 MBCONV = MBConvSpec(8, 4, 16, 4, 5, 1, "relu", se_channels=8, shortcut=True)
@@ -127,3 +128,85 @@ def test_initial_weights_have_the_documented_spread() -> None:
     assert conv.weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)  # type: ignore[operator, union-attr]
     assert linear.weight.std().item() == pytest.approx(0.01, rel=0.02)  # type: ignore[operator, union-attr]
     assert not linear.bias.any()  # type: ignore[operator, union-attr]
+
+
+# Fast operations
+
+EVERY_LAYER = [
+    ConvSpec(8, 4, 6, 3, 2, "h_swish"),
+    ConvSpec(8, 4, 4, 1, 1, "relu", shortcut=True),
+    MBCONV,
+    MBConvSpec(8, 4, 4, 8, 7, 2, "relu6", se_channels=0, shortcut=False, expanded=False),
+    BottleneckSpec(8, 4, 8, 16, 2, "relu", downsample=True),
+    PoolSpec(8, 4),
+]
+
+
+@pytest.mark.parametrize("layer", EVERY_LAYER, ids=lambda layer: layer.key)
+def test_in_training_a_plain_layer_computes_by_fast_operations_what_torch_does(
+    layer: LayerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = channels_last(build([layer]).double()).train()
+    reference = copy.deepcopy(network)
+    images = torch.randn(3, 4, 8, 8).double().contiguous(memory_format=torch.channels_last)
+    found = []
+    for module, table in ((network, fast_cpu._FAST), (reference, {})):
+        monkeypatch.setattr(fast_cpu, "_FAST", table)
+        x = images.clone().requires_grad_()
+        y = module(x)
+        y.square().sum().backward()
+        found.append([y, x.grad, *(parameter.grad for parameter in module.parameters()), *module.buffers()])
+    for actual, expected in zip(*found, strict=True):
+        assert_close(actual, expected)
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Counts of the fast operations from now on."""
+    counts = {"depthwise_conv": 0, "pointwise_conv": 0, "global_pool": 0}
+    for name in counts:
+        own = getattr(fast_cpu, name)
+
+        def counted(*args: object, name: str = name, own: object = own) -> object:
+            counts[name] += 1
+            return own(*args)  # type: ignore[operator]
+
+        monkeypatch.setattr(fast_cpu, name, counted)
+    return counts
+
+
+def test_fast_operations_run_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, counts = build([MBCONV, PoolSpec(8, 4), LinearSpec(4, 3)]).train(), calls(monkeypatch)
+    network(torch.randn(2, 4, 8, 8))
+    assert counts == {"depthwise_conv": 1, "pointwise_conv": 4, "global_pool": 2}
+    network.eval()(torch.randn(2, 4, 8, 8))
+    assert sum(counts.values()) == 7
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, which traces its own checks
+@pytest.mark.parametrize("training", [False, True])
+def test_exported_graphs_have_plain_convolutions(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = channels_last(build([MBCONV, PoolSpec(8, 4), LinearSpec(4, 3)])).train(training)
+    x, counts = torch.randn(2, 4, 8, 8).contiguous(memory_format=torch.channels_last), calls(monkeypatch)
+    traced = torch.jit.trace(network, x, check_trace=False)
+    graph = str(traced.inlined_graph)
+    assert (graph.count("aten::_convolution"), graph.count("aten::adaptive_avg_pool2d")) == (5, 2)
+    exported = [str(node.target) for node in torch.export.export(network, (x,)).graph.nodes]
+    assert sum("conv2d" in target for target in exported) == 5
+    assert sum(".linear" in target for target in exported) == 1
+    assert not any("permute" in target for target in exported)
+    assert not any(counts.values())
+
+
+def test_a_replaced_convolution_is_called_as_a_module() -> None:
+    class Counts(nn.Conv2d):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            Counts.calls += 1
+            return super().forward(x)
+
+    network = build([ConvSpec(8, 4, 6, 1, 1, "relu")]).train()
+    network[0].conv = Counts(4, 6, 1)
+    network(torch.randn(2, 4, 8, 8))
+    assert Counts.calls == 1

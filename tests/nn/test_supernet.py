@@ -10,13 +10,13 @@ from torch.testing import assert_close
 
 from onceforall.architecture import Architecture
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration, OutOfDomain
-from onceforall.nn.blocks import ElasticBottleneck, ElasticMBConv
+from onceforall.nn.elastic import ElasticBottleneck, ElasticMBConv
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import InvertedResidualSpace
 from onceforall.testing import scramble
 
-PLAIN = ("onceforall.nn.subnet", "onceforall.nn.network")  # where plain modules are defined
+PLAIN = ("onceforall.nn.plain", "onceforall.nn.network", "onceforall.nn.fast_cpu")  # where plain modules are defined
 
 
 def images_for(arch: Architecture, count: int = 4, seed: int = 0) -> Tensor:

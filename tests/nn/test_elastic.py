@@ -1,3 +1,6 @@
+import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -6,7 +9,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from onceforall.layers import BottleneckSpec, ConvSpec, LayerSpec, LinearSpec, MaxPoolSpec, MBConvSpec, PoolSpec
-from onceforall.nn.blocks import ElasticBlock, ElasticBottleneck, ElasticConv, ElasticLinear, ElasticMBConv, elastic
+from onceforall.nn import elastic as elastic_blocks
+from onceforall.nn.elastic import Elastic, ElasticBottleneck, ElasticMBConv, elastic
 from onceforall.nn.subnet import build_layer
 from onceforall.space import SearchSpace
 
@@ -38,13 +42,19 @@ FORMS: dict[LayerSpec, list[LayerSpec]] = {
 }
 
 
-def randomised(block: ElasticBlock) -> ElasticBlock:
+def randomised(block: Elastic) -> Elastic:
     """The block with random weights and statistics, in double precision and evaluation mode."""
     torch.manual_seed(0)
     for tensor in (*block.double().parameters(), *block.buffers()):
         if tensor.is_floating_point():
             tensor.data = torch.rand_like(tensor) - 0.3 * (tensor.ndim > 1)
     return block.eval()
+
+
+def every_form(largest: LayerSpec) -> list[LayerSpec]:
+    """The forms of a block, in all kernel sizes."""
+    kernels = [replace(largest, kernel=kernel) for kernel in (3, 5, 7)] if isinstance(largest, MBConvSpec) else []
+    return [*kernels, largest, *FORMS[largest]]
 
 
 def image_for(spec: LayerSpec) -> Tensor:
@@ -60,7 +70,7 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 @pytest.fixture
 def block() -> ElasticMBConv:
-    return randomised(ElasticMBConv(MBCONV, (3, 5, 7)))  # type: ignore[return-value]
+    return randomised(ElasticMBConv(MBCONV, every_form(MBCONV)))  # type: ignore[return-value]
 
 
 @pytest.fixture
@@ -76,10 +86,11 @@ def test_slices_fit_the_plain_layer_in_every_form(space: SearchSpace) -> None:
     resolution, layers = largest.resolution, space.lower(largest)
     stem = len(space.stem(resolution))
     for number, (u, b) in enumerate(space.block_indices):
-        block = elastic(layers[stem + number], space.units[u].kernels)
-        for form in space.block_forms(resolution, u, b):
+        forms = [form.layer for form in space.block_forms(resolution, u, b)]
+        block = elastic(layers[stem + number], forms)
+        for form in forms:
             with torch.device("meta"):
-                assert shapes(block.slice(form.layer)) == shapes(build_layer(form.layer).state_dict())
+                assert shapes(block.slice(form)) == shapes(build_layer(form).state_dict())
     for unit, ends in ((space.units[0], space.stem), (space.units[-1], space.head)):
         blocks = [elastic(layer) for layer in ends(resolution, unit.width_multipliers[-1])]
         for multiplier in unit.width_multipliers:
@@ -90,7 +101,7 @@ def test_slices_fit_the_plain_layer_in_every_form(space: SearchSpace) -> None:
 @pytest.mark.parametrize("largest", FORMS, ids=lambda spec: spec.key)
 @pytest.mark.parametrize("training", [False, True])
 def test_every_form_is_the_plain_layer_with_its_slice(largest: LayerSpec, training: bool) -> None:
-    block = randomised(elastic(largest, (3, 5, 7))).train(training)
+    block = randomised(elastic(largest, every_form(largest))).train(training)
     for spec in [largest, *FORMS[largest]]:
         plain = build_layer(spec).double().train(training)
         plain.load_state_dict({name: tensor.clone() for name, tensor in block.slice(spec).items()})
@@ -110,7 +121,7 @@ def test_a_slice_is_the_leading_part_of_the_weights_without_a_copy(largest: Laye
 
 
 def test_each_smaller_kernel_has_one_identity_transform() -> None:
-    transforms = dict(ElasticMBConv(MBCONV, (3, 5, 7)).transforms)
+    transforms = dict(ElasticMBConv(MBCONV, every_form(MBCONV)).transforms)
     assert transforms.keys() == {"3", "5"}
     assert torch.equal(transforms["5"], torch.eye(25))
     assert torch.equal(transforms["3"], torch.eye(9))
@@ -118,10 +129,66 @@ def test_each_smaller_kernel_has_one_identity_transform() -> None:
 
 @pytest.mark.parametrize(
     ("spec", "kind"),
-    [(MBCONV, ElasticMBConv), (BOTTLENECK, ElasticBottleneck), (CONV, ElasticConv), (LinearSpec(8, 4), ElasticLinear)],
+    [(MBCONV, ElasticMBConv), (BOTTLENECK, ElasticBottleneck), (CONV, Elastic), (LinearSpec(8, 4), Elastic)],
 )
-def test_a_layer_has_the_elastic_block_of_its_kind(spec: LayerSpec, kind: type[ElasticBlock]) -> None:
+def test_a_layer_has_the_elastic_block_of_its_kind(spec: LayerSpec, kind: type[Elastic]) -> None:
     assert type(elastic(spec)) is kind
+
+
+# Borrowed tensors
+
+
+def test_a_form_leaves_no_trace(block: ElasticMBConv) -> None:
+    form, before = FORMS[MBCONV][0], {name: tensor.clone() for name, tensor in block.state_dict().items()}
+    block.train()(image_for(form), form).sum().backward()
+    shell = elastic_blocks._shell(form, threading.get_ident())
+    assert all(tensor.is_meta for tensor in (*shell.module.parameters(), *shell.module.buffers()))
+    for name, tensor in block.state_dict().items():
+        changed = "running" in name
+        assert torch.equal(tensor, before[name]) != changed, name  # and batch norms do not count their batches
+    with pytest.raises(RuntimeError):
+        block(image_for(form)[:, :1], form)
+    assert all(tensor.is_meta for tensor in shell.module.parameters())
+
+
+def test_an_extracted_block_counts_its_batches(block: ElasticMBConv) -> None:
+    plain = block.extract(MBCONV).train()
+    plain(image_for(MBCONV))
+    plain(image_for(MBCONV))
+    assert plain.depthwise.bn.num_batches_tracked == block.full.depthwise.bn.num_batches_tracked + 2  # type: ignore[operator, union-attr]
+
+
+def test_extracted_blocks_share_nothing(block: ElasticMBConv) -> None:
+    first, second = block.extract(MBCONV), block.extract(MBCONV)
+    seen = []
+    first.depthwise.register_forward_hook(lambda *_: seen.append("hook"))  # type: ignore[operator, union-attr]
+    first.depthwise.conv.weight.data.zero_()  # type: ignore[operator, union-attr]
+    first.depthwise.act = nn.Identity()  # type: ignore[union-attr]
+    x = image_for(MBCONV)
+    assert_close(second.eval()(x), block(x, MBCONV))
+    assert not seen
+    assert isinstance(second.depthwise.act, nn.Hardswish)  # type: ignore[union-attr]
+
+
+def test_threads_compute_forms_at_the_same_time(block: ElasticMBConv) -> None:
+    other, form = copy.deepcopy(block), FORMS[MBCONV][0]
+    for parameter in other.parameters():
+        parameter.data.mul_(1.5)
+    x = image_for(form)
+    with torch.no_grad():
+        expected = [one(x, form) for one in (block, other)]
+
+    def work(index: int) -> bool:
+        with torch.no_grad():
+            return all(torch.equal((block, other)[index % 2](x, form), expected[index % 2]) for _ in range(30))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+def test_forms_for_other_resolutions_share_a_module() -> None:
+    small, large = (elastic_blocks._shell(replace(CONV, in_size=size), threading.get_ident()) for size in (8, 16))
+    assert small is large
 
 
 # Sorting channels
@@ -137,7 +204,7 @@ def test_sorting_keeps_the_function_of_the_largest_form(block: ElasticMBConv, bo
 
 @pytest.mark.parametrize("largest", [MBCONV, BOTTLENECK], ids=lambda spec: spec.key)
 def test_sorting_keeps_the_functions_of_trained_forms_and_of_no_others(largest: LayerSpec) -> None:
-    block = randomised(elastic(largest, (3, 5, 7)))
+    block = randomised(elastic(largest, every_form(largest)))
     trained, other = FORMS[largest][-1], FORMS[largest][0]
     other = replace(other, mid_channels=4)  # type: ignore[call-arg]
     images = {spec: image_for(spec) for spec in (trained, other)}
@@ -182,7 +249,7 @@ def test_sorting_leaves_the_channels_between_blocks_alone(bottleneck: ElasticBot
 
 @pytest.mark.parametrize("largest", FORMS, ids=lambda spec: spec.key)
 def test_sorting_twice_changes_nothing_more(largest: LayerSpec) -> None:
-    block = randomised(elastic(largest, (3, 5, 7)))
+    block = randomised(elastic(largest, every_form(largest)))
     block.sort_channels(FORMS[largest])
     before = {name: tensor.clone() for name, tensor in block.state_dict().items()}
     block.sort_channels(FORMS[largest])
@@ -221,3 +288,56 @@ def test_gradients_of_a_form_reach_its_part_only(bottleneck: ElasticBottleneck) 
         assert isinstance(part.bn, nn.BatchNorm2d)
         assert part.bn.weight.grad is not None
         assert not part.bn.weight.grad[outputs:].any()
+
+
+# What slices are made of
+
+
+def identities() -> dict[str, Tensor]:
+    return {"5": torch.eye(25), "3": torch.eye(9)}
+
+
+def test_leading_keeps_the_first_entries_as_a_view() -> None:
+    tensor = torch.arange(24).view(4, 6)
+    part = elastic_blocks.leading(tensor, 2, 3)
+    assert part.tolist() == [[0, 1, 2], [6, 7, 8]]
+    assert part.data_ptr() == tensor.data_ptr()
+
+
+def test_leading_returns_the_tensor_itself_where_nothing_is_cut() -> None:
+    tensor = torch.zeros(4, 6)
+    assert elastic_blocks.leading(tensor, 4, 6) is tensor
+
+
+@pytest.mark.parametrize(("kernel", "margin"), [(7, 0), (5, 1), (3, 2)])
+def test_identity_transforms_give_the_centre_crop(kernel: int, margin: int) -> None:
+    weight = torch.randn(4, 1, 7, 7)
+    crop = weight[:, :, margin : 7 - margin, margin : 7 - margin]
+    assert torch.equal(elastic_blocks.transform_kernel(weight, kernel, identities()), crop)
+
+
+def test_the_3x3_kernel_is_made_from_the_transformed_5x5_kernel() -> None:
+    weight, five, three = torch.randn(4, 1, 7, 7), torch.randn(25, 25), torch.randn(9, 9)
+    for channel, small in zip(weight, elastic_blocks.transform_kernel(weight, 3, {"3": three, "5": five}), strict=True):
+        middle = (five @ channel[0, 1:6, 1:6].flatten()).view(5, 5)
+        assert_close(small[0], (three @ middle[1:4, 1:4].flatten()).view(3, 3), rtol=1e-4, atol=1e-4)
+
+
+def test_the_largest_kernel_is_not_transformed() -> None:
+    weight = torch.randn(4, 1, 7, 7)
+    assert elastic_blocks.transform_kernel(weight, 7, {"5": torch.zeros(25, 25), "3": torch.zeros(9, 9)}) is weight
+
+
+def test_a_missing_size_is_stepped_over() -> None:
+    weight = torch.randn(4, 1, 7, 7)
+    assert torch.equal(elastic_blocks.transform_kernel(weight, 3, {"3": torch.eye(9)}), weight[:, :, 2:5, 2:5])
+
+
+@pytest.mark.parametrize(
+    ("boundaries", "order"), [((), [1, 3, 5, 2, 4, 0]), ((2,), [1, 0, 3, 5, 2, 4]), ((2, 4), [1, 0, 3, 2, 5, 4])]
+)
+def test_importance_sorts_inside_each_range_and_ties_keep_their_order(
+    boundaries: tuple[int, ...], order: list[int]
+) -> None:
+    importance = torch.tensor([0.0, 9.0, 2.0, 5.0, 1.0, 5.0])
+    assert elastic_blocks.order_by_importance(importance, boundaries).tolist() == order
