@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from onceforall import spaces
+from onceforall.choices import Unit
 from onceforall.data.dataset import ImageData
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import FirstBlock, InvertedResidualSpace, Stage
 from onceforall.spaces.resnet50d import BottleneckStage, ResNetSpace
 from onceforall.spaces.units import ConvUnit
+from onceforall.spaces.vit import ViTSpace
 from onceforall.testing import scramble
 
 # These networks are tiny: on a busy machine, a second thread waits more than it computes.
@@ -35,6 +37,7 @@ SPACES: dict[str, Callable[[], SearchSpace]] = {
     ),
     "tied": lambda: spaces.mobilenet_v3(resolutions=(32, 64), num_classes=10, tied=True),
     "resnet_tiny": lambda: make_tiny_resnet_space(),
+    "vit_tiny": lambda: make_tiny_vit_space(),
 }
 
 
@@ -75,6 +78,12 @@ def make_tiny_resnet_space() -> ResNetSpace:
         stem_width=32,  # with 16, the stem's middle would be 8 channels wide with either multiplier
         dropout=0.1,
     )
+
+
+def make_tiny_vit_space() -> ViTSpace:
+    """Patches of two sizes, and so of two grids, a class token, and all that is elastic in a vision transformer."""
+    unit = Unit((1, 2, 3), {"heads": (1, 2), "ratio": (1, 1.5, 2)}, width_multipliers=(0.5, 1.0))
+    return ViTSpace((16, 30), (unit,), "vit_tiny", 16, ((16, 4), (30, 5)), 8, num_classes=4, class_token=True)
 
 
 def make_tiny_data() -> ImageData:
@@ -119,6 +128,13 @@ def scrambled_supernet(space: SearchSpace) -> Supernet:
 def supernet(scrambled_supernet: Supernet) -> Supernet:
     """A supernet of each space, in evaluation mode, for the test to change."""
     return copy.deepcopy(scrambled_supernet)
+
+
+@pytest.fixture
+def maps(space: SearchSpace) -> None:
+    """For tests of feature maps and convolutions, which a network of tokens has not."""
+    if isinstance(space, ViTSpace):
+        pytest.skip("this space has tokens and no feature maps")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers.operation import Operation
@@ -13,9 +13,7 @@ from onceforall.serial import from_json, to_json
 from onceforall.sizes import Size, height_width, said
 
 Activation = Literal["relu", "relu6", "h_swish", "none"]
-Maker = (
-    str | Callable[..., Any]
-)  # "package.module:Name", which is imported where it is first needed, or the thing itself
+Maker = str | Callable[..., Any]  # "package.module:Name", imported where it is first needed, or the thing itself
 
 
 class Layer:
@@ -26,6 +24,8 @@ class Layer:
     """
 
     __slots__ = ()
+
+    pools: ClassVar[bool] = False  # whether it makes one vector of an image: a classifier follows
 
     if TYPE_CHECKING:  # declared here and not defined: a dataclass would take them for defaults of its fields
 
@@ -46,8 +46,8 @@ class Layer:
             """What it does, in order."""
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """[channels, height, width] of what it reads."""
+    def input_shape(self) -> tuple[int, ...]:
+        """What its module takes of one image: [channels, height, width], unless a layer says otherwise."""
         return self.in_channels, *height_width(self.in_size)
 
     @property

@@ -7,6 +7,7 @@ not). Parameters count weights, biases, batch-norm scale and shift.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from onceforall.layers.layer import Activation, Layer, register
 from onceforall.layers.operation import Operation, addition, convolution
@@ -209,6 +210,8 @@ class MaxPoolSpec(_Pooling):
 @dataclass(frozen=True, slots=True)
 class PoolSpec(_Pooling):
     """Global average pooling to 1 x 1."""
+
+    pools: ClassVar[bool] = True
 
     @property
     def out_size(self) -> Size:

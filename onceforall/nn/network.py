@@ -9,7 +9,7 @@ from typing import Any, overload
 from torch import Tensor, nn
 
 from onceforall.errors import InvalidConfiguration
-from onceforall.layers import LayerSpec, LinearSpec, PoolSpec, height_width
+from onceforall.layers import LayerSpec, LinearSpec, height_width
 from onceforall.nn.fast_cpu import Sequential
 from onceforall.nn.plain import Classifier
 
@@ -68,7 +68,7 @@ class SubNetwork(Sequential):
         }
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The feature map [n, c, h, w] before global pooling, of images [n, 3, height, width]."""
+        """The feature map [n, c, h, w], or tokens [n, tokens, c], before pooling, of images [n, 3, height, width]."""
         for layer in list(self)[: self._pool]:
             x = layer(x)
         return x
@@ -105,8 +105,11 @@ class SubNetwork(Sequential):
         """The feature maps alone, for detection and segmentation: the last one at each stride, from large to small.
 
         The module shares this network's layers. `out_indices`: which of the maps, all by default; a
-        negative index counts from the smallest map. Raises InvalidConfiguration where there is no such map.
+        negative index counts from the smallest map. Raises InvalidConfiguration where there is no such map,
+        as in a network of tokens.
         """
+        if any(len(spec.input_shape) < 3 for spec in self.specs[: self._pool]):
+            raise InvalidConfiguration("this network has tokens and no feature maps: forward_features gives those")
         ends: dict[int, int] = {}
         reduction = 1
         for index, spec in enumerate(self.specs[: self._pool]):
@@ -130,7 +133,7 @@ class SubNetwork(Sequential):
     def _pool(self) -> int:
         """Position of the global pooling."""
         for index, spec in enumerate(self.specs):
-            if isinstance(spec, PoolSpec):
+            if spec.pools:
                 return index
         raise InvalidConfiguration("this network has no global pooling: it is a part of one")
 

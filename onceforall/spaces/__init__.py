@@ -10,8 +10,19 @@ from onceforall.spaces.inverted_residual import InvertedResidualSpace
 from onceforall.spaces.mobilenet_v3 import mobilenet_v3, mobilenet_v3_small_images
 from onceforall.spaces.proxyless import proxyless
 from onceforall.spaces.resnet50d import ResNetSpace, resnet50d
+from onceforall.spaces.vit import ViTSpace, vit, vit_small_images
 
-__all__ = ["BY_NAME", "from_json", "mobilenet_v3", "mobilenet_v3_small_images", "proxyless", "register", "resnet50d"]
+__all__ = [
+    "BY_NAME",
+    "from_json",
+    "mobilenet_v3",
+    "mobilenet_v3_small_images",
+    "proxyless",
+    "register",
+    "resnet50d",
+    "vit",
+    "vit_small_images",
+]
 
 Reader = Callable[[Mapping[str, Any]], SearchSpace]
 
@@ -24,13 +35,15 @@ BY_NAME: Registry[Callable[..., SearchSpace]] = Registry(
         "mobilenet_v3_small_images": mobilenet_v3_small_images,
         "proxyless": proxyless,
         "resnet50d": resnet50d,
+        "vit": vit,
+        "vit_small_images": vit_small_images,
     },
 )
 
 _READERS: Registry[Reader] = Registry(
     "space type",
     "onceforall.space_types",
-    {"inverted_residual": InvertedResidualSpace.from_json, "resnet": ResNetSpace.from_json},
+    {"inverted_residual": InvertedResidualSpace.from_json, "resnet": ResNetSpace.from_json, "vit": ViTSpace.from_json},
 )
 
 

@@ -56,6 +56,7 @@ def test_each_layer_counts_as_its_kind(layer: ConvSpec, kind: str) -> None:
     assert named(layer_features(layer))[f"{kind}: calls"] == 1
 
 
+@pytest.mark.usefixtures("maps")
 def test_what_convolutional_networks_do_comes_first_and_nothing_else_is_theirs(space: SearchSpace) -> None:
     found = features(space.lower(space.largest()))
     known = len(CONVOLUTIONAL) * len(QUANTITIES)

@@ -15,7 +15,7 @@ from onceforall.nn.supernet import Network, Supernet
 from onceforall.space import SearchSpace
 from onceforall.testing import scramble
 
-PLAIN = ("onceforall.nn.plain", "onceforall.nn.network", "onceforall.nn.fast_cpu")  # where plain modules are defined
+PLAIN = tuple(f"onceforall.nn.{name}" for name in ("plain", "transformer", "network", "fast_cpu"))  # of plain modules
 
 
 def images_for(arch: Architecture, count: int = 4) -> Tensor:

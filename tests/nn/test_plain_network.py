@@ -42,6 +42,7 @@ def images_for(network: SubNetwork, count: int = 2) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.usefixtures("maps")
 def test_features_and_head_make_the_network(network: SubNetwork) -> None:
     x = images_for(network)
     features = network.forward_features(x)
@@ -54,6 +55,7 @@ def test_features_and_head_make_the_network(network: SubNetwork) -> None:
     assert network(x).shape == (2, network.num_classes)
 
 
+@pytest.mark.usefixtures("maps")
 def test_it_says_what_it_takes(network: SubNetwork, arch: Architecture) -> None:
     about = network.default_cfg
     assert about["input_size"] == (3, arch.resolution, arch.resolution)
@@ -88,6 +90,7 @@ def test_an_impossible_classifier_is_refused(wrong: tuple[int, str], tiny_supern
     assert network.num_classes == 4
 
 
+@pytest.mark.usefixtures("maps")
 def test_feature_maps_are_the_last_at_each_stride(network: SubNetwork) -> None:
     x = images_for(network)
     backbone = network.features_only()
@@ -105,6 +108,7 @@ def test_feature_maps_are_the_last_at_each_stride(network: SubNetwork) -> None:
             assert getattr(following, "stride", 1) > 1 or isinstance(following, PoolSpec)
 
 
+@pytest.mark.usefixtures("maps")
 def test_chosen_feature_maps_leave_out_the_layers_behind_them(network: SubNetwork) -> None:
     x, full = images_for(network), network.features_only()
     backbone = network.features_only(out_indices=(-2, 0))

@@ -38,6 +38,7 @@ def images(count: int = 4) -> Tensor:
     return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.usefixtures("maps")
 def test_a_square_map_is_the_special_case(space: SearchSpace) -> None:
     arch = space.largest()
     assert specs_of(space, (arch.resolution, arch.resolution))[0].in_size == (arch.resolution, arch.resolution)
@@ -45,6 +46,7 @@ def test_a_square_map_is_the_special_case(space: SearchSpace) -> None:
     assert square == [layer.macs for layer in specs_of(space, arch.resolution)]
 
 
+@pytest.mark.usefixtures("maps")
 def test_every_layer_has_the_sizes_that_it_says(space: SearchSpace) -> None:
     network, x = build(specs_of(space, SIZE)).eval(), images(2)
     with torch.no_grad():

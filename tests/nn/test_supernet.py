@@ -16,7 +16,7 @@ from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import InvertedResidualSpace
 from onceforall.testing import scramble
 
-PLAIN = ("onceforall.nn.plain", "onceforall.nn.network", "onceforall.nn.fast_cpu")  # where plain modules are defined
+PLAIN = tuple(f"onceforall.nn.{name}" for name in ("plain", "transformer", "network", "fast_cpu"))  # of plain modules
 
 
 def images_for(arch: Architecture, count: int = 4, seed: int = 0) -> Tensor:
@@ -172,8 +172,9 @@ def outputs(supernet: Supernet, architectures: list[Architecture]) -> list[Tenso
 
 
 def largest_expands(space: SearchSpace, expands: int, width_multipliers: int = 9) -> SearchSpace:
-    """The sub-space with the largest expand ratios only; depth is free where it is not tied to them."""
-    return space.largest_choices({"*": 9, "expand": expands, "width_multiplier": width_multipliers})
+    """The sub-space with the largest expand ratios (heads, MLP ratios) only; depth is free where it is not tied."""
+    middle = {name: expands for name in ("expand", "heads", "ratio") if name in space.choice_names}
+    return space.largest_choices({"*": 9, **middle, "width_multiplier": width_multipliers})
 
 
 def test_sorting_leaves_networks_of_full_expand_ratio_and_width_unchanged(supernet: Supernet) -> None:
@@ -206,6 +207,7 @@ def test_sorting_changes_smaller_widths_that_are_not_trained(supernet: Supernet)
     assert not torch.allclose(outputs(supernet, smallest)[0], before, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.usefixtures("maps")
 def test_sorting_orders_all_channels_by_importance(supernet: Supernet) -> None:
     supernet.sort_channels()
     ordered = [importance for block in importances(supernet) for importance in block]
@@ -214,6 +216,7 @@ def test_sorting_orders_all_channels_by_importance(supernet: Supernet) -> None:
         assert_close(importance, importance.sort(descending=True).values)
 
 
+@pytest.mark.usefixtures("maps")
 def test_sorting_keeps_trained_channels_in_front_and_orders_each_range(supernet: Supernet) -> None:
     space, before = supernet.space, importances(supernet)
     trained = largest_expands(space, 2)
