@@ -1,0 +1,1 @@
+"""Plug-ins of onceforall: each file adds one thing, and pyproject.toml names it."""
