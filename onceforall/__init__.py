@@ -1,6 +1,6 @@
 """Train one elastic supernet once; for any device and budget, get a specialised network without training again.
 
-Read these files first: architecture.py and layers.py (the values), choices.py and space.py (what may be
+Read these files first: architecture.py and layers/ (the values), choices.py and space.py (what may be
 chosen, and lowering it), nn/supernet.py (the elastic network), training/recipe.py (progressive
 shrinking), deploy/specialize.py (the whole road).
 """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers.operation import Operation
+from onceforall.registry import Registry
 from onceforall.serial import from_json, to_json
 from onceforall.sizes import Size, height_width, said
 
@@ -73,12 +74,12 @@ class Entry:
     """How a layer is called in files, and what makes its module and its elastic form."""
 
     name: str
-    spec: type[Layer]
     module: Maker
     elastic: Maker
 
 
-_ENTRIES: dict[str, Entry] = {}
+_SPECS: Registry[type[Layer]] = Registry("layer", "onceforall.layers", {})
+_ENTRIES: dict[type[Layer], Entry] = {}
 
 
 def register(name: str, spec: type[Layer], module: Maker, elastic: Maker = "onceforall.nn.elastic:Elastic") -> None:
@@ -88,25 +89,26 @@ def register(name: str, spec: type[Layer], module: Maker, elastic: Maker = "once
     properties of the spec; what is not there keeps its default. `elastic` is a class like
     `onceforall.nn.elastic.Elastic`, which takes the leading part of every tensor. Either may be
     "package.module:Name", so that a file without torch can say it. A layer that is defined again, as by a
-    notebook's cell, takes its own place. Raises InvalidConfiguration where another has that name.
+    notebook's cell, takes its own place. An installed package says `name = "package.module:Spec"` under its entry
+    points "onceforall.layers", and registers it in that module. Raises InvalidConfiguration where another layer has
+    that name.
     """
     if not (isinstance(spec, type) and issubclass(spec, Layer) and is_dataclass(spec) and callable(spec.__hash__)):
         raise InvalidConfiguration(f"{spec!r} is no layer: expected a frozen dataclass derived from Layer")
-    known = _ENTRIES.get(name)
-    if known and (known.spec.__module__, known.spec.__qualname__) != (spec.__module__, spec.__qualname__):
-        raise InvalidConfiguration(f"layer {name!r} is taken by {known.spec.__qualname__}: choose another name")
-    _ENTRIES[name] = Entry(name, spec, module, elastic)
+    _SPECS.register(name, spec)
+    _ENTRIES[spec] = Entry(name, module, elastic)
 
 
 def registered(layer: Layer) -> Entry:
     """The entry of a layer. Raises InvalidConfiguration where nobody registered it."""
-    for entry in _ENTRIES.values():
-        if entry.spec is type(layer):
-            return entry
-    raise InvalidConfiguration(
-        f"{type(layer).__qualname__} is no layer that was registered: call onceforall.layers.register('a name', "
-        f"{type(layer).__qualname__}, module=...) once; known are {', '.join(_ENTRIES)}"
-    )
+    entry = _ENTRIES.get(type(layer))
+    if entry is None:
+        spec = type(layer).__qualname__
+        raise InvalidConfiguration(
+            f"{spec} is no layer that was registered: call onceforall.layers.register('a name', {spec}, module=...) "
+            f"once; known are {', '.join(_SPECS)}"
+        )
+    return entry
 
 
 def operations_of(layers: Iterable[Layer]) -> Iterator[Operation]:
@@ -130,10 +132,11 @@ def layer_to_json(spec: Layer) -> dict[str, Any]:
 def layer_from_json(value: Mapping[str, Any]) -> Layer:
     """The inverse of `layer_to_json`. Raises InvalidConfiguration where the form is wrong."""
     given = dict(value)
-    entry = _ENTRIES.get(str(given.pop("layer", None)))
-    if entry is None:
-        raise InvalidConfiguration(f"{dict(value)} is no layer: layers are {', '.join(_ENTRIES)}")
-    unknown = given.keys() - {field.name for field in fields(entry.spec)}  # type: ignore[arg-type]
+    name = str(given.pop("layer", None))
+    spec = _SPECS.find(name)
+    if spec is None:
+        raise InvalidConfiguration(f"{dict(value)} is no layer: layers are {', '.join(_SPECS)}")
+    unknown = given.keys() - {field.name for field in fields(spec)}  # type: ignore[arg-type]
     if unknown:
-        raise InvalidConfiguration(f"{dict(value)} is no layer: {entry.name} has no {', '.join(sorted(unknown))}")
-    return from_json(entry.spec, given, f"a layer: {dict(value)}")
+        raise InvalidConfiguration(f"{dict(value)} is no layer: {name} has no {', '.join(sorted(unknown))}")
+    return from_json(spec, given, f"a layer: {dict(value)}")
