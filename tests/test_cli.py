@@ -18,17 +18,17 @@ from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from onceforall import cli, interop, spaces
+from onceforall.bundle import measure as bundle_measure
+from onceforall.bundle.bundle import RUNTIMES, Bundle
 from onceforall.checkpoint import load_network, load_supernet, save_supernet
-from onceforall.cost.profile import adapt, profile
 from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import ImageData
-from onceforall.deploy import bundle_measure
-from onceforall.deploy.bundle import RUNTIMES, Bundle
 from onceforall.errors import BrokenClaim, InvalidConfiguration
 from onceforall.files import as_json
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict import labels as labels_module
 from onceforall.predict.accuracy import MLPPredictor
+from onceforall.profiling.profile import adapt, profile
 from onceforall.space import SearchSpace
 
 COMMANDS = ("train", "finetune", "label", "import", "profile", "devices", "search", "specialize", "verify", "bundle")

@@ -16,7 +16,7 @@ from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, Wei
 from onceforall.cost.latency import LatencyTable, LatencyTables
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.model import Constraint, CostModel
-from onceforall.cost.profile import measure_latency, whole_network
+from onceforall.profiling.measuring import measure_latency, whole_network
 from onceforall.cost.saved import load_latency
 from onceforall.data.sources import open_data
 from onceforall.deploy.budgets import parse_budget

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onceforall.architecture import Architecture
-from onceforall.cost.profile import image_shape
+from onceforall.profiling.measuring import image_shape
 from onceforall.data.dataset import Data, Split
 from onceforall.deploy.manifest import Export, File
 from onceforall.deploy.standalone import write_standalone

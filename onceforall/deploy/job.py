@@ -17,7 +17,7 @@ from onceforall.cost.analytic import macs, params
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.model import Constraint
-from onceforall.cost.profile import WHOLE, image_shape
+from onceforall.profiling.measuring import WHOLE, image_shape, summarise
 from onceforall.data.dataset import Data
 from onceforall.deploy.budgets import parse_budget
 from onceforall.deploy.exporting import PARITY, Exporter, read_files
@@ -27,7 +27,7 @@ from onceforall.deploy.precision import latency_ratio
 from onceforall.deploy.steps import FinishedSteps
 from onceforall.devices.device import Device
 from onceforall.devices.memory import measure_memory
-from onceforall.devices.timing import summarise, time_turns
+from onceforall.devices.timing import time_turns
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
 from onceforall.evaluate import top1
 from onceforall.files import sha256

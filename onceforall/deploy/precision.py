@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onceforall.cost.profile import whole_network
+from onceforall.profiling.measuring import whole_network
 from onceforall.deploy.manifest import number
 from onceforall.devices.device import Device
 from onceforall.devices.timing import Load, Turns, time_turns

@@ -19,7 +19,7 @@ from onceforall.architecture import Architecture
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.model import Constraint
-from onceforall.cost.profile import profile
+from onceforall.profiling.profile import profile
 from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import Data, described_input
 from onceforall.deploy.budgets import parse_budget

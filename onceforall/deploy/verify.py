@@ -15,7 +15,7 @@ from typing import Any
 from onceforall import spaces
 from onceforall.checkpoint import load_network
 from onceforall.cost.analytic import macs, params
-from onceforall.cost.profile import WHOLE, image_shape
+from onceforall.profiling.measuring import WHOLE, image_shape, summarise
 from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import Data
 from onceforall.deploy.exporting import PARITY, Exporter, logits_of, read_files
@@ -23,7 +23,7 @@ from onceforall.deploy.manifest import Export, Network, differing, read_manifest
 from onceforall.devices import by_name
 from onceforall.devices.device import Device
 from onceforall.devices.memory import measure_memory
-from onceforall.devices.timing import summarise, time_turns
+from onceforall.devices.timing import time_turns
 from onceforall.errors import BrokenClaim, InvalidConfiguration, OFAError
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import load_predictor

@@ -15,7 +15,7 @@ from onceforall import cli, zoo
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, WeightBytes
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.model import CostModel
-from onceforall.cost.profile import measure_latency
+from onceforall.profiling.measuring import measure_latency
 from onceforall.data.dataset import ImageData
 from onceforall.devices.timing import Turns
 from onceforall.errors import InvalidConfiguration

@@ -12,7 +12,7 @@ import torch
 from onceforall.cost.analytic import MACs, PeakActivationMemory
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.profile import profile
+from onceforall.profiling.profile import profile
 from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.exporting import Exporter, logits_of

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from onceforall.architecture import Architecture
+from onceforall.bundle import measure as bundle_measure
+from onceforall.bundle.bundle import RUNTIMES, Bundle, positions, read_manifest, write_bundle
+from onceforall.bundle.measure import measure_bundle
+from onceforall.bundle.shared import share
 from onceforall.data.dataset import ImageData
-from onceforall.deploy import bundle_measure
-from onceforall.deploy.bundle import RUNTIMES, Bundle, positions, read_manifest, write_bundle
-from onceforall.deploy.bundle_measure import measure_bundle
-from onceforall.deploy.shared import share
 from onceforall.errors import IncompatibleCheckpoint, InvalidArchitecture, InvalidConfiguration, UnwritableOutput
 from onceforall.files import read_json, write_json
 from onceforall.nn.calibrate import calibrate
