@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from onceforall.architecture import Architecture
+from onceforall.bundle.shared import Place, Pool, share
 from onceforall.checkpoint import read_tensors, write_tensors
 from onceforall.data.dataset import Data
-from onceforall.bundle.shared import Place, Pool, share
 from onceforall.devices.measure import session_options
 from onceforall.devices.onnx import INPUT, to_onnx
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, OFAError, UnwritableOutput

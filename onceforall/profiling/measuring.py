@@ -74,7 +74,7 @@ class Measured(NamedTuple):
 
     @classmethod
     def pooled(cls, architectures: Sequence[Architecture], ms: NDArray[np.float64], drift: float) -> Measured:
-        """Of architectures that were timed one after the other, `BURSTS` times over: [BURSTS * architectures, turns]."""
+        """Of architectures that were timed in turn, `BURSTS` times over: [BURSTS * architectures, turns]."""
         return cls(architectures, np.concatenate(np.split(ms, BURSTS), axis=1), drift)
 
     def of(self, architectures: Sequence[Architecture]) -> Measured:
