@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from onceforall.cost.analytic import macs
 from onceforall.cost.latency import LatencyTable, Timing
 from onceforall.deploy.call import Call, LabelScores
 from onceforall.deploy.manifest import Exported, Specialized, value_of
+from onceforall.devices.device import Files
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label, plan
 from onceforall.space import SearchSpace
@@ -27,14 +29,16 @@ def ideal() -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def make_ideal(patch: pytest.MonkeyPatch) -> None:
+    def memory(device: object, files: Files, shape: object) -> int:
+        return sum(map(len, files.values()))
+
+    def clock(loads: Sequence[object], turns: object, **given: object) -> NDArray[np.float64]:
+        return np.full((len(loads), 9), 0.5)
+
     for module in ("finishing", "verify"):
-        patch.setattr(
-            f"onceforall.deploy.{module}.measure_memory", lambda device, files, shape: sum(map(len, files.values()))
-        )
+        patch.setattr(f"onceforall.deploy.{module}.measure_memory", memory)
     for module in ("latencies", "verify", "precision"):
-        patch.setattr(
-            f"onceforall.deploy.{module}.time_turns", lambda loads, turns, **given: np.full((len(loads), 9), 0.5)
-        )
+        patch.setattr(f"onceforall.deploy.{module}.time_turns", clock)
 
 
 Clock = Callable[[Call, LabelScores, Sequence[tuple[Specialized, Exported]], object], list[Timing]]

@@ -146,9 +146,10 @@ def test_without_a_latency_model_one_is_made_once_and_found_again(
         return specialize(supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=())
 
     monkeypatch.setattr("onceforall.deploy.twins.profile", short)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(VERIFIED, killed)
-        call()
+        with pytest.raises(KeyboardInterrupt):
+            call()
     found = call()
     assert len(made) == 1
     assert found.table is not None
@@ -437,10 +438,11 @@ def test_an_interrupted_call_keeps_what_it_chose(
         chosen.extend(networks)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(TIME, slower(1.0))
         patch.setattr(VERIFIED, killed)
-        call()
+        with pytest.raises(KeyboardInterrupt):
+            call()
     monkeypatch.setattr(TIME, slower(2.0))  # at this speed other networks would be chosen
     monkeypatch.setattr("onceforall.deploy.choosing.search", None)
     again = call()
