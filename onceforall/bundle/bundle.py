@@ -35,6 +35,7 @@ from onceforall.nn.network import SubNetwork
 from onceforall.nn.plain import ConvNormAct
 from onceforall.nn.subnet import build, channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet
+from onceforall.profiling.measuring import image_shape
 from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.bundle/1"
@@ -86,7 +87,7 @@ def write_bundle(
     entries: dict[str, Any] = {}
     for name, arch in architectures.items():
         network = networks[name]
-        model = onnx.load_from_string(to_onnx(network, (1, 3, arch.resolution, arch.resolution)))
+        model = onnx.load_from_string(to_onnx(network, image_shape(arch)))
         write_atomically(out / f"{name}.onnx", pool.refer(model, found[name]))
         entries[name] = {
             "architecture": arch.to_json(),
@@ -254,7 +255,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _calibrated(supernet: Supernet, arch: Architecture, data: Data) -> SubNetwork:
-    return calibrate(supernet.extract(arch), data.calibration(arch.resolution))
+    """On the processor, wherever the supernet was trained."""
+    return calibrate(supernet.extract(arch).cpu(), data.calibration(arch.resolution))
 
 
 def _named(network: SubNetwork, name: str, places: list[str]) -> dict[str, tuple[str, Tensor]]:

@@ -44,7 +44,7 @@ def measure_bundle(folder: str | Path, supernet: Supernet, data: Data, *, thread
     with tempfile.TemporaryDirectory() as temporary:
         separate = Path(temporary)
         for name, arch in architectures.items():
-            plain = specialised(supernet, arch, data)
+            plain = specialised(supernet, arch, data).cpu()
             write_tensors(separate / f"{name}.safetensors", plain.state_dict(), {})
             write_atomically(separate / f"{name}.onnx", to_onnx(plain, image_shape(arch)))
         measured = {

@@ -1,4 +1,4 @@
-"""Costs by name: those that follow from the layers alone, and those that others register."""
+"""Costs by name: those that follow from the layers alone, and those that others add."""
 
 from __future__ import annotations
 
@@ -6,37 +6,30 @@ from collections.abc import Callable
 
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, WeightBytes
 from onceforall.cost.model import CostModel
-from onceforall.errors import InvalidConfiguration
+from onceforall.registry import Registry
 
 Factory = Callable[[], CostModel]
 
-_factories: dict[str, Factory] = {
-    "macs": MACs,
-    "params": Parameters,
-    "memory": PeakActivationMemory,
-    "weights": WeightBytes,
-}
+COSTS: Registry[Factory] = Registry(
+    "cost",
+    "onceforall.costs",
+    {"macs": MACs, "params": Parameters, "memory": PeakActivationMemory, "weights": WeightBytes},
+)
 
 
 def register(name: str, factory: Factory) -> None:
     """Make a cost known to `by_name` and the command line: a CostModel class, or anything that makes one.
 
-    Raises InvalidConfiguration where the name is taken or cannot be one.
+    Raises InvalidConfiguration where another cost has that name.
     """
-    if not name.replace("-", "_").isidentifier() or name in names():
-        raise InvalidConfiguration(
-            f"cost {name!r}: expected letters, digits, '_' and '-', and another name than {', '.join(names())}"
-        )
-    _factories[name] = factory
+    COSTS.register(name, factory)
 
 
 def names() -> tuple[str, ...]:
     """Every known cost."""
-    return tuple(_factories)
+    return COSTS.names()
 
 
 def by_name(name: str) -> CostModel:
     """The cost called `name`. Raises InvalidConfiguration."""
-    if name not in _factories:
-        raise InvalidConfiguration(f"cost {name!r}: choices are {', '.join(names())}")
-    return _factories[name]()
+    return COSTS[name]()

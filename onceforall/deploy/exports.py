@@ -17,6 +17,7 @@ from onceforall.devices.device import Device, Images, Shape
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import write_atomically
 from onceforall.nn.network import SubNetwork
+from onceforall.registry import Registry
 
 
 class Export(ABC):
@@ -96,7 +97,7 @@ Factory = Callable[[int, str], Export]  # of threads and precision
 # What people call the files, and the runtime that they are verified in.
 FORMATS = {"onnx": "onnxruntime", "tflite": "litert", "pte": "executorch", "pt2": "torch", "ir": "openvino"}
 
-_factories: dict[str, Factory] = {PYTHON: PythonExport}
+EXPORTS: Registry[Factory] = Registry("export", "onceforall.exports", {PYTHON: PythonExport})  # beside the devices'
 
 
 def register(name: str, factory: Factory) -> None:
@@ -104,20 +105,21 @@ def register(name: str, factory: Factory) -> None:
 
     Raises InvalidConfiguration where the name is taken or cannot be one.
     """
-    if not name or {"@", ":"} & set(name) or name in names():
-        raise InvalidConfiguration(f"export {name!r}: expected a name without '@' and ':' beside {', '.join(names())}")
-    _factories[name] = factory
+    if not name or {"@", ":"} & set(name) or name in (*FORMATS, *devices.names()):
+        raise InvalidConfiguration(f"export {name!r}: expected a name without '@' and ':', of no device and no format")
+    EXPORTS.register(name, factory)
 
 
 def names() -> tuple[str, ...]:
     """Every known export: those of the devices, their formats, and those that need no device."""
-    return (*devices.names(), *FORMATS, *_factories)
+    return (*devices.names(), *FORMATS, *EXPORTS.names())
 
 
 def by_name(name: str, threads: int = 1, precision: str = "fp32") -> Export:
     """The export called `name`: a device's, a file format's, or a registered one. Raises InvalidConfiguration."""
-    if name in _factories:
-        return _factories[name](threads, precision)
+    factory = EXPORTS.find(name)
+    if factory is not None:
+        return factory(threads, precision)
     runtime = FORMATS.get(name, name)
     if "@" not in runtime and runtime not in devices.names():
         raise InvalidConfiguration(f"export {name!r}: choices are {', '.join(names())}")

@@ -30,10 +30,12 @@ FORMAT = "onceforall.manifest/4"
 READ = (FORMAT, "onceforall.manifest/3")  # /3 has standalone Python files beside the exports
 LATENCY = "latency.json"  # the latency model, beside the manifest
 PYTHON = "python"
+FOLLOWS = ("budget_met", "size", "standalone")  # from the rest, or is read apart
+# Records have slots: msgspec writes what lies in an instance, and not what its class says of a field that was not given.
 SCORES = ("predicted_score", "label_score", "test_score")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Number:
     """A number as the manifest writes it."""
 
@@ -52,7 +54,7 @@ def value_of(entry: Number | None) -> float:
     return math.nan if entry is None else entry.value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """One file of an export, by its path inside the folder of the manifest."""
 
@@ -61,7 +63,7 @@ class File:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Exported:
     """A network as the files of one export in one precision, and what was measured of them in their runtime.
 
@@ -102,7 +104,7 @@ class Exported:
         return f"{self.device} {self.precision}{kept}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finetuning:
     """That a network went on training after it was chosen: for how long, and the weights that came out."""
 
@@ -110,7 +112,7 @@ class Finetuning:
     weights: File
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Needed:
     """One constraint of the searches, and what a network needs of it.
 
@@ -130,7 +132,7 @@ class Needed:
         return self.value <= self.bound
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Specialized:
     """One specialised network: what was promised, its exports, and which of them is the one to use.
 
@@ -205,6 +207,7 @@ def _renamed(value: Mapping[str, Any], score: Score, reading: bool) -> dict[str,
     names = {name: name.replace("score", score.key) for name in SCORES}
     if reading:
         names = {there: here for here, there in names.items()}
+        value = {key: entry for key, entry in value.items() if key not in FOLLOWS}
     renamed = {names.get(key, key): entry for key, entry in value.items()}
     if isinstance(value.get("exports"), Iterable):
         renamed["exports"] = [_renamed(export, score, reading) for export in value["exports"]]

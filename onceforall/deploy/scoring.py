@@ -12,7 +12,7 @@ from onceforall.data.dataset import Data
 from onceforall.evaluate import top1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Score:
     """key: its name in files ("top1"); name, unit: for people."""
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from onceforall.architecture import Architecture
+from onceforall.architecture import Architecture, height_width
 from onceforall.cost.latency import Timing
 from onceforall.devices.device import Device, Shape
 from onceforall.devices.timing import Turn, Turns
@@ -29,7 +29,7 @@ BURSTS = 3  # of a whole network in each turn of a profile: it is judged by its 
 
 def image_shape(arch: Architecture) -> Shape:
     """The input of an architecture at batch 1."""
-    return (1, 3, arch.resolution, arch.resolution)
+    return (1, 3, *height_width(arch.resolution))
 
 
 def random_network(layers: Sequence[LayerSpec]) -> nn.Module:
@@ -40,7 +40,7 @@ def random_network(layers: Sequence[LayerSpec]) -> nn.Module:
 
 def single_layer(layer: LayerSpec) -> Timed:
     """A layer as a network of its own, with random weights."""
-    return random_network([layer]), (1, layer.in_channels, layer.in_size, layer.in_size)
+    return random_network([layer]), (1, layer.in_channels, *height_width(layer.in_size))
 
 
 def whole_network(space: SearchSpace, arch: Architecture) -> Timed:
