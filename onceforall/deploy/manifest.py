@@ -31,7 +31,7 @@ READ = (FORMAT, "onceforall.manifest/3")  # /3 has standalone Python files besid
 LATENCY = "latency.json"  # the latency model, beside the manifest
 PYTHON = "python"
 FOLLOWS = ("budget_met", "size", "standalone")  # from the rest, or is read apart
-# Records have slots: msgspec writes what lies in an instance, and not what its class says of a field that was not given.
+# Records have slots: of others msgspec leaves out a field that was not given when it was read.
 SCORES = ("predicted_score", "label_score", "test_score")
 
 

@@ -136,6 +136,23 @@ def test_an_unknown_name_leaves_the_bundle_as_it_was(written: Path, runtime: str
     assert bundle(images_for(bundle.resolution)).shape == (2, 4)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_sub_network_that_was_used_longest_ago_makes_room(written: Path, runtime: str) -> None:
+    bundle = Bundle.load(written, runtime, keep=2)  # fast
+    for name, ready in (
+        ("some", ["fast", "some"]),
+        ("fast", ["some", "fast"]),  # used again
+        ("best", ["fast", "best"]),
+        ("fast", ["best", "fast"]),
+        ("other", ["fast", "other"]),
+    ):
+        bundle.use(name)
+        assert list(bundle._ready) == ready
+    assert bundle(images_for(bundle.resolution)).shape == (2, 4)
+    weights = {name: next(network.parameters()).is_meta for name, network in bundle._plain.items()}
+    assert weights == ({"fast": False, "some": True, "best": True, "other": False} if runtime == "torch" else {})
+
+
 @pytest.mark.parametrize("wrong", [{"runtime": "abacus"}, {"keep": 0}, {"threads": 0}])
 def test_impossible_settings_are_refused(written: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidConfiguration, match="expected torch or onnxruntime"):
