@@ -127,6 +127,15 @@ def test_the_whole_road(
     assert [network["role"] for network in json.loads(stdout.splitlines()[-1])["networks"]] == ["largest", "given"]
     manifest = json.loads((tmp_path / "given" / "manifest.json").read_text())
     assert manifest["networks"][1]["architecture"] == found["architecture"]
+    stdout = run(
+        road, "specialize", "--model", model, "--macs", 10, "--limit", "params <= 90%", "--export", "python",
+        "--device", "none", "--out", tmp_path / "bounded",
+    )  # fmt: skip
+    summary = json.loads(stdout.splitlines()[-1])
+    assert [network["role"] for network in summary["networks"]] == ["largest", "searched", "uniform"]
+    assert summary["networks"][1]["constraints"].keys() == {"MACs", "parameters"}
+    assert [network["measured_latency_ms"] for network in summary["networks"]] == [None] * 3
+    assert not (tmp_path / "bounded" / "latency.json").exists()
     for name in (
         "manifest.json",
         "latency.json",

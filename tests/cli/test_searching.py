@@ -86,6 +86,15 @@ def test_bounds_are_in_the_units_that_the_help_says(search: Search, tiny_space: 
         assert cost["value"] == model.cost(layers) <= cost["bound"]
 
 
+def test_any_cost_that_is_known_bounds_a_search(search: Search, tiny_space: SearchSpace) -> None:
+    largest = tiny_space.lower(tiny_space.largest())
+    found = search("--limit", "macs <= 60%", "--limit", "memory <= 1 MiB")
+    bounds = {cost["name"]: cost["bound"] for cost in found["predicted_costs"]}
+    assert bounds == {"MACs": 0.6 * MACs().cost(largest), "peak activation memory": 2**20}
+    with pytest.raises(InvalidConfiguration, match="cost 'energy': choices are macs, params, memory, weights"):
+        search("--limit", "energy <= 1 mJ")
+
+
 def test_latencies_and_tables_are_paired_in_order(search: Search, tables: list[Path], tiny_space: SearchSpace) -> None:
     found = search("--table", tables[0], "--latency", "90%", "--table", tables[1], "--latency", "5 ms")
     first, second = found["predicted_costs"]
