@@ -5,7 +5,7 @@ chosen, and lowering it), nn/supernet.py (the elastic network), training/recipe.
 shrinking), deploy/specialize.py (the whole road).
 """
 
-from onceforall import interop, spaces, zoo
+from onceforall import cost, interop, spaces, zoo
 from onceforall.architecture import Architecture, Gene
 from onceforall.bundle.bundle import Bundle, write_bundle
 from onceforall.bundle.measure import measure_bundle
@@ -94,6 +94,7 @@ __all__ = [
     "calibrate",
     "cifar10",
     "confirm",
+    "cost",
     "device",
     "front",
     "image_folder",

@@ -21,11 +21,11 @@ def parse_bound(text: str, unit: str, largest: float, what: str = "bound") -> fl
     Raises InvalidConfiguration, which calls it `what`.
     """
     match = re.fullmatch(r"\s*([-+.\deE]+?)\s*([A-Za-z%][\w%/]*)\s*", text)
-    number, scale = _number(match[1]) if match else math.nan, _scale(match[2], unit, largest) if match else None
-    if scale is None or not 0 < number < math.inf:
+    number, factor = (_number(match[1]), _factor(match[2], unit)) if match else (math.nan, None)
+    if factor is None or not 0 < number < math.inf:
         units = WORDS.get(unit, f'{unit} ("5 {unit}" or "5 M")')
         raise InvalidConfiguration(f'{what} {text!r}: give {units} or a share of the largest network ("60%"), above 0')
-    return number * scale
+    return number / 100 * largest if match and match[2] == "%" else number * factor
 
 
 def _number(text: str) -> float:
@@ -35,10 +35,10 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _scale(said: str, unit: str, largest: float) -> float | None:
+def _factor(said: str, unit: str) -> float | None:
     """What a number with these words behind it is to be multiplied by; None where they are not of the unit."""
     if said == "%":
-        return largest / 100
+        return 0.01
     bare = said.removesuffix(unit).removesuffix(SHORT.get(unit, unit))
     if unit == "ms" and bare:  # of a millisecond nobody says that there are a million
         return None

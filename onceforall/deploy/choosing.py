@@ -50,27 +50,24 @@ class Choosing:
 
     def searched(self, bound_ms: float | None) -> Architecture:
         """The best of the search's candidates by measured label score, in the precision that it is for."""
-        sign = 1 if self.call.score.higher_is_better else -1
-        result = search(
-            self.call.space, self.twins.accuracy, self._constraints(bound_ms), seed=self.call.seed, keep=self.candidates
-        )
+        call, constraints = self.call, self._constraints(bound_ms)
+        result = search(call.space, self.twins.accuracy, constraints, seed=call.seed, keep=self.candidates)
         ranked = [result.architecture, *result.runners_up]
-        return max(ranked, key=lambda arch: sign * self.scores.of(arch, self.precisions.target))
+        return max(ranked, key=lambda arch: call.score.goal(self.scores.of(arch, self.precisions.target)))
 
     def uniform(self, bound_ms: float | None) -> Architecture:
         """The best uniform network within the bounds: by measured label score, or predicted where none is labelled.
 
         Raises InfeasibleConstraint where there is none.
         """
-        space, constraints = self.call.space, self._constraints(bound_ms)
-        sign = 1 if self.call.score.higher_is_better else -1
+        space, constraints, goal = self.call.space, self._constraints(bound_ms), self.call.score.goal
         within = [arch for arch in space.uniforms() if _all_met(constraints, space.lower(arch))]
         if not within:
             raise _no_uniform(self.call, constraints)
-        measured = {arch: sign * score for arch in within if (score := self.scores.known(arch)) is not None}
+        measured = {arch: goal(score) for arch in within if (score := self.scores.known(arch)) is not None}
         if measured:
             return max(measured, key=measured.__getitem__)
-        return within[int(np.argmax(sign * self.twins.predictor.predict(within)))]
+        return within[int(np.argmax(self.twins.predictor.predict(within)))]
 
     def _constraints(self, bound_ms: float | None) -> list[Constraint]:
         latency = self.twins.latency
@@ -90,7 +87,7 @@ class Choosing:
             macs(layers),
             params(layers),
             number(latency.cost(layers) if latency else None, "ms", "predicted"),
-            number(float(self.twins.accuracy.predict([arch])[0]), unit, "predicted"),
+            number(self.call.score.goal(float(self.twins.accuracy.predict([arch])[0])), unit, "predicted"),
             constraints=tuple(needed(limit, layers) for limit in self.limits),
         )
         network = replace(network, exports=self.exports(network, self.scores.exporter))
@@ -111,11 +108,8 @@ class Choosing:
     def timed(self, networks: Sequence[Specialized]) -> list[Specialized]:
         """The networks with the latency of their exports, and the export to use that follows from it."""
         targets: Targets = {(export.name, export.precision): export for export in self.first}
-        better = self.call.score.higher_is_better
-        found = with_latencies(self.call, self.scores, networks, targets)
-        return [
-            replace(network, chosen=export_to_use(network, self.precisions, self.max_drop, better)) for network in found
-        ]
+        score, found = self.call.score, with_latencies(self.call, self.scores, networks, targets)
+        return [replace(each, chosen=export_to_use(each, self.precisions, self.max_drop, score)) for each in found]
 
     # All that was asked for
 

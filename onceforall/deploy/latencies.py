@@ -12,12 +12,13 @@ from onceforall.deploy.exporting import read_files
 from onceforall.deploy.exports import Export
 from onceforall.deploy.manifest import Exported, Number, Specialized, value_of
 from onceforall.deploy.precision import Precisions
+from onceforall.deploy.scoring import TOP1, Score
 from onceforall.devices.device import Device
 from onceforall.devices.timing import time_turns
 from onceforall.profiling.measuring import WHOLE, image_shape, summarise
 
 Targets = Mapping[tuple[str, str], Export]  # by name and precision
-Pairs = Sequence[tuple[Specialized, Exported]]
+TimedExport = tuple[Specialized, Exported, Device]
 
 
 def device_of(export: Exported, targets: Targets) -> Device | None:
@@ -33,14 +34,14 @@ def with_latencies(
     chosen: Callable[[Exported], bool] = lambda export: True,
 ) -> list[Specialized]:
     """The networks with the latency of their exports, or of the chosen ones: interleaved timings of all of these."""
-    pairs = [
-        (network, export)
+    timed = [
+        (network, export, device)
         for network in networks
         for export in network.exports
-        if chosen(export) and device_of(export, targets)
+        if chosen(export) and (device := device_of(export, targets)) is not None
     ]
-    timings = time_exports(call, scores, pairs, targets)
-    found = {id(export): timing for (_, export), timing in zip(pairs, timings, strict=True)}
+    timings = time_exports(call, scores, timed)
+    found = {id(export): timing for (_, export, _), timing in zip(timed, timings, strict=True)}
     return [
         replace(network, exports=tuple(_timed(export, found.get(id(export))) for export in network.exports))
         for network in networks
@@ -54,31 +55,25 @@ def _timed(export: Exported, timing: Timing | None) -> Exported:
     return replace(export, latency=latency, latency_spread=spread)
 
 
-def time_exports(call: Call, scores: LabelScores, exports: Pairs, targets: Targets) -> list[Timing]:
-    """Latency of exported files, interleaved (ms). Raises MeasurementPending where another machine is to measure."""
-    devices = [device_of(export, targets) for _, export in exports]
-    here = [index for index, device in enumerate(devices) if device and device.is_here]
-    away = [index for index, device in enumerate(devices) if device and not device.is_here]
-    found: dict[int, Timing] = {}
-    if here:
-        loads = []
-        for index in here:
-            network, export = exports[index]
-            device = devices[index]
-            assert device is not None
-            loads.append(device.loader(read_files(call.out, export.files), image_shape(network.architecture)))
-        ms = time_turns(loads, WHOLE, report=lambda done, total: call.report("timing on the device", done, total))
-        found |= dict(zip(here, map(summarise, ms), strict=True))
-    if away:  # a plan for another machine, or its results; weights make no difference to it
-        archs = [exports[index][0].architecture for index in away]
-        device = devices[away[0]]
-        assert device is not None
+def time_exports(call: Call, scores: LabelScores, exports: Sequence[TimedExport]) -> list[Timing]:
+    """Latency of exported files, interleaved (ms): on devices that are all here, or on one of another machine.
+
+    Raises MeasurementPending where that is to measure first.
+    """
+    if all(device.is_here for *_, device in exports):
+        loads = [
+            device.loader(read_files(call.out, export.files), image_shape(network.architecture))
+            for network, export, device in exports
+        ]
+        step = "timing on the device"
+        ms = time_turns(loads, WHOLE, report=lambda done, total: call.report(step, done, total)) if loads else ()
+    else:  # a plan for the other machine, or its results; weights make no difference to it
+        archs, device = [network.architecture for network, *_ in exports], exports[0][2]
         ms = device.time([(scores.exporter.plain(arch), image_shape(arch)) for arch in archs], WHOLE)
-        found |= dict(zip(away, map(summarise, ms), strict=True))
-    return [found[index] for index in range(len(exports))]
+    return [summarise(row) for row in ms]
 
 
-def export_to_use(network: Specialized, precisions: Precisions, max_drop: float, higher_is_better: bool = True) -> int:
+def export_to_use(network: Specialized, precisions: Precisions, max_drop: float, score: Score = TOP1) -> int:
     """Within the budget and accurate enough, the fastest; else the best within the budget. The place of the export."""
     if precisions.target is None:
         return 0
@@ -89,8 +84,7 @@ def export_to_use(network: Specialized, precisions: Precisions, max_drop: float,
     within = [index for index in own if exports[index].latency_ms <= bound]
     if not within:
         return min(own, key=lambda index: exports[index].latency_ms)
-    sign = 1 if higher_is_better else -1
-    worth = {index: sign * value_of(exports[index].label_score) for index in own}
+    worth = {index: score.goal(value_of(exports[index].label_score)) for index in own}
     fp32 = next(worth[index] for index in own if exports[index].precision == "fp32")
     accurate = [index for index in within if worth[index] >= fp32 - max_drop]
     if accurate:

@@ -97,7 +97,7 @@ def keep_sensitive(
         {"kept": list(kept), f"label_{score.key}": asdict(Number(value, score.unit, "measured"))}
         for kept, value in zip(KEPT, found, strict=True)
     ]
-    best = int(np.argmax(found) if score.higher_is_better else np.argmin(found))
+    best = int(np.argmax([score.goal(value) for value in found]))
     return device.keeping(KEPT[best]), {device.name: rows}
 
 

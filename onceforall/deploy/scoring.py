@@ -21,6 +21,10 @@ class Score:
     unit: str = ""
     higher_is_better: bool = True
 
+    def goal(self, value: float) -> float:
+        """What a search maximises: the value, or its negative where lower is better. It is its own inverse."""
+        return value if self.higher_is_better else -value
+
     def text(self, value: float) -> str:
         """A value with its unit, as "61.50 %"."""
         unit = "%" if self.unit == "percent" else self.unit

@@ -86,13 +86,13 @@ def check_precision(table: Latency, precision: str) -> None:
 
 
 def changes(call: Call, scores: LabelScores, device: Device, count: int) -> tuple[list[Architecture], list[float]]:
-    """Labelled sub-networks, spread over their scores, and how far the label score on a device is from that."""
+    """Labelled sub-networks, spread over their scores, and by how much a device makes their label score better."""
     order = np.argsort([label.top1 for label in call.labels])
     spread = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
     chosen = [call.labels[index].architecture for index in spread]
-    found = []
+    found, goal = [], call.score.goal
     for index, arch in enumerate(chosen):
         call.report(f"accuracy in {device.precision}", index, len(chosen))
-        found.append(scores.of(arch, device) - scores.of(arch))
+        found.append(goal(scores.of(arch, device)) - goal(scores.of(arch)))
     call.report(f"accuracy in {device.precision}", len(chosen), len(chosen))
     return chosen, found

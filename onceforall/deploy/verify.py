@@ -87,7 +87,7 @@ def verify(
         if model is not None:
             yield _number(f"{network.name}: predicted latency", network.predicted_latency, model.cost(layers), 4)
         if not manifest["predictor"]["corrected"]:
-            found = float(predictor.predict([network.architecture])[0])
+            found = score.goal(float(predictor.predict([network.architecture])[0]))
             yield _number(f"{network.name}: predicted {score.name}", network.predicted_score, found, 2)
         judge = exporter
         if network.finetuning:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onceforall.cost.analytic import macs
 from onceforall.cost.latency import LatencyTable, Timing
 from onceforall.deploy.call import Call, LabelScores
-from onceforall.deploy.manifest import Exported, Specialized, value_of
+from onceforall.deploy.manifest import Specialized, value_of
 from onceforall.devices.device import Files
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label, plan
@@ -41,7 +41,7 @@ def make_ideal(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(f"onceforall.deploy.{module}.time_turns", clock)
 
 
-Clock = Callable[[Call, LabelScores, Sequence[tuple[Specialized, Exported]], object], list[Timing]]
+Clock = Callable[[Call, LabelScores, Sequence[tuple[Specialized, object, object]]], list[Timing]]
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,9 @@ def slower() -> Callable[[float], Clock]:
 
     def clock(factor: float) -> Clock:
         def time(
-            call: Call, scores: LabelScores, exports: Sequence[tuple[Specialized, Exported]], targets: object
+            call: Call, scores: LabelScores, exports: Sequence[tuple[Specialized, object, object]]
         ) -> list[Timing]:
-            return [Timing(factor * value_of(network.predicted_latency), 0.0, 9) for network, _ in exports]
+            return [Timing(factor * value_of(network.predicted_latency), 0.0, 9) for network, *_ in exports]
 
         return time
 
