@@ -59,9 +59,9 @@ def finetuned(
         arch = network.architecture
         own, tuning = tuned(call.supernet, arch, call.data, epochs, call.seed, call.out, network.name)
         exporter = exporters[network.name] = Exporter(own, call.data, call.out, tuning.weights)
-        before = choosing.scores.of(arch)
+        before = choosing.scores.of(arch, choosing.precisions.plain)
         exports = choosing.exports(network, exporter)
-        after = choosing.scores.of(arch, exporter=exporter)
+        after = choosing.scores.of(arch, choosing.precisions.plain, exporter)
         note = f"fine-tuned for {epochs} epochs: label {score.name} {before:.2f} -> {score.text(after)}"
         label = Number(after, score.unit, "measured")
         attempts = (*network.attempts, note)

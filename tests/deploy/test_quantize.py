@@ -397,6 +397,26 @@ def test_what_was_chosen_can_go_on_training(
     assert "without further training" not in card
 
 
+def test_fine_tuning_is_judged_in_the_precision_of_the_device(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked: list[tuple[str | None, bool]] = []
+
+    def of(self: LabelScores, arch: object, device: Any = None, exporter: Exporter | None = None) -> float:
+        asked.append((device and device.precision, exporter is not None))
+        return 50.0 + len(asked)
+
+    monkeypatch.setattr(LabelScores, "of", of)
+    _, tuned = specialize(
+        supernet, labels, tiny_data, OnnxRuntimeDevice(1, "int8"), tmp_path, budgets=(), table=table, finetune=1,
+        architectures=[labels[3].architecture],
+    ).networks  # fmt: skip
+    assert asked == [("int8", False), ("int8", True)]
+    assert tuned.attempts == ("fine-tuned for 1 epochs: label top-1 51.00 -> 52.00 %",)
+    assert value_of(tuned.label_score) == 52
+
+
 def test_fine_tuned_networks_have_weights_of_their_own_which_verify_knows(
     supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path
 ) -> None:
