@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from onceforall.architecture import Architecture, height_width
+from onceforall.architecture import Architecture
 from onceforall.cost.latency import Timing
 from onceforall.devices.device import Device, Shape
 from onceforall.devices.timing import Turn, Turns
@@ -19,6 +19,7 @@ from onceforall.errors import InvalidConfiguration
 from onceforall.files import append_jsonl, as_json, read_jsonl
 from onceforall.layers import LayerSpec
 from onceforall.nn.subnet import build, fold_batch_norm
+from onceforall.sizes import height_width
 from onceforall.space import SearchSpace
 
 Timed = tuple[nn.Module | bytes, Shape]  # a network and its input
@@ -40,7 +41,7 @@ def random_network(layers: Sequence[LayerSpec]) -> nn.Module:
 
 def single_layer(layer: LayerSpec) -> Timed:
     """A layer as a network of its own, with random weights."""
-    return random_network([layer]), (1, layer.in_channels, *height_width(layer.in_size))
+    return random_network([layer]), (1, *layer.input_shape)
 
 
 def whole_network(space: SearchSpace, arch: Architecture) -> Timed:
