@@ -40,65 +40,75 @@ from scipy.stats import kendalltau
 
 import onceforall as ofa
 from onceforall import devices, zoo
-from onceforall.cost.latency import LatencyTable
-from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.profile import WHOLE, image_shape, profile
-from onceforall.deploy.exporting import read_files
-from onceforall.deploy.job import Job
-from onceforall.deploy.manifest import Network
+from onceforall.deploy.call import Call, LabelScores
+from onceforall.deploy.choosing import Choosing, first_exports
+from onceforall.deploy.exporting import Exporter, read_files
+from onceforall.deploy.finishing import verified
+from onceforall.deploy.manifest import Specialized
+from onceforall.deploy.precision import Precisions, choose_precision, keep_sensitive
 from onceforall.deploy.steps import FinishedSteps
+from onceforall.deploy.twins import Latency, Twins, changes, fit_predictor
 from onceforall.devices.device import Device
 from onceforall.devices.timing import time_turns
 from onceforall.files import write_json
+from onceforall.predict.corrected import CorrectedPredictor
+from onceforall.profiling.measuring import WHOLE, image_shape
+from onceforall.profiling.profile import profile
 from onceforall.report.progress import Steps
 from onceforall.search.evolution import search
 
 console = Console(stderr=True, width=150)
-Model = LatencyTable | LearnedLatency
 
 
-def job_on(device: Device, quantize: str | None, entry: zoo.Entry, data: Any, out: Path, report: Any) -> Job:
-    """The steps of `ofa specialize` on a device, with a fitted predictor."""
-    job = Job(
-        entry.supernet, entry.labels, data, device, out, FinishedSteps(out / "steps.jsonl", {"device": device.name}),
-        limits=(), quantize=quantize, max_drop=100.0, full_int8=False, candidates=2, seed=0, report=report,
-    )  # fmt: skip
-    job.fit()
-    return job
+def scores_on(name: str, entry: zoo.Entry, data: Any, out: Path, report: Any) -> LabelScores:
+    """What the steps of `ofa specialize` share, in a folder of their own."""
+    call = Call(
+        entry.supernet, entry.labels, data, out, FinishedSteps(out / "steps.jsonl", {"device": name}), 0, report
+    )
+    return LabelScores(call, Exporter(entry.supernet, data, out))
 
 
-def along_the_front(job: Job, count: int) -> list[Network]:
+def choosing_on(scores: LabelScores, precisions: Precisions, latency: Latency) -> Choosing:
+    """How `ofa specialize` chooses networks, with a fitted predictor."""
+    twins = Twins(*fit_predictor(scores.call), latency=latency)
+    return Choosing(scores.call, scores, twins, precisions, first_exports(precisions, ()), candidates=2)
+
+
+def along_the_front(choosing: Choosing, count: int) -> list[Specialized]:
     """Networks for budgets between the smallest and the largest, and their latency right after the choice."""
-    least, most = (job.table.cost(job.space.lower(arch)) for arch in (job.space.smallest(), job.space.largest()))
+    space, latency = choosing.call.space, choosing.twins.latency
+    assert latency is not None
+    least, most = (latency.cost(space.lower(arch)) for arch in (space.smallest(), space.largest()))
     budgets = np.linspace(least + 0.1 * (most - least), 0.95 * most, count).tolist()
-    return job.hold_budgets([job.searched(f"{ms:.3f} ms", ms, ms) for ms in budgets])
+    return choosing.hold_budgets(
+        [choosing.network("searched", f"{ms:.3f} ms", ms, choosing.searched(ms)) for ms in budgets]
+    )
 
 
 def exported(
-    networks: Sequence[Network], targets: Sequence[Device], entry: zoo.Entry, data: Any, folder: Path, report: Any
+    networks: Sequence[Specialized], targets: Sequence[Device], entry: zoo.Entry, data: Any, folder: Path, report: Any
 ) -> list[dict[str, Any]]:
     """One row a runtime and precision: errors, drops and latency ratios over the networks."""
     rows: list[dict[str, Any]] = []
-    reference = np.array([network.export.test_top1 for network in networks])
+    reference = np.array([network.measured_score for network in networks])
     for name in dict.fromkeys(device.name for device in targets):
         own = [device for device in targets if device.name == name]
-        fp32 = next(device for device in own if device.precision == "fp32")
         loads, found = [], []
         for device in own:
-            quantised = None if device.precision == "fp32" else device.precision
-            job = job_on(fp32, quantised, entry, data, folder / f"{name}-{device.precision}", report)
-            chosen = job.choose_kept(device)
+            scores = scores_on(name, entry, data, folder / f"{name}-{device.precision}", report)
+            exporter = scores.exporter
+            chosen, sensitivity = keep_sensitive(scores.call, scores, device, False)
             judged, without, size = [], [], []
             for index, network in enumerate(networks):
                 report(f"{name} {device.precision}", index, len(networks))
                 arch = network.architecture
-                export = job.exporter.export(f"n{index}", arch, chosen)
-                files = read_files(job.out, export.files)
-                judged.append(job.exporter.judge(arch, device, files, "test"))
+                export = exporter.export(f"n{index}", arch, chosen)
+                files = read_files(scores.call.out, export.files)
+                judged.append(exporter.judge(arch, device, files, "test"))
                 size.append(export.bytes)
                 if chosen.kept:
-                    plain = job.exporter.convert(arch, device)
-                    without.append(job.exporter.judge(arch, device, plain, "test").top1)
+                    plain = exporter.convert(arch, device)
+                    without.append(exporter.judge(arch, device, plain, "test").top1)
                 loads.append(device.loader(files, image_shape(arch)))
             report(f"{name} {device.precision}", len(networks), len(networks))
             top1 = [each.top1 for each in judged]
@@ -108,7 +118,7 @@ def exported(
                     "precision": device.precision,
                     "runtime": device.describe()["runtime"],
                     "kept": list(chosen.kept),
-                    "sensitivity": job.sensitivity.get(name, []),
+                    "sensitivity": sensitivity.get(name, []),
                     "parity": max(each.parity for each in judged),
                     "agreement": round(float(np.mean([each.agreement for each in judged])), 2),
                     "drop": round(float(np.mean(reference - top1)), 3),
@@ -133,20 +143,19 @@ def over_the_space(
     target: Device, entry: zoo.Entry, data: Any, folder: Path, count: int, report: Any
 ) -> dict[str, Any]:
     """Rank agreement of fp32 and int8 over networks of every accuracy, not those of the front alone; label images."""
-    fp32 = target.at("fp32")
-    job = job_on(fp32, target.precision, entry, data, folder / f"space-{target.name}-{target.precision}", report)
-    device = job.choose_kept(target)
-    archs, changes = job.changes(device, count)
-    before = np.array([job.label_top1[arch] for arch in archs])
+    scores = scores_on(target.name, entry, data, folder / f"space-{target.name}-{target.precision}", report)
+    device, _ = keep_sensitive(scores.call, scores, target, False)
+    archs, lost = changes(scores.call, scores, device, count)
+    before = np.array([scores.of(arch) for arch in archs])
     return {
         "device": target.name,
         "precision": target.precision,
         "kept": list(device.kept),
         "networks": len(archs),
         "fp32_top1": [float(before.min()), float(before.max())],
-        "drop": round(-float(np.mean(changes)), 3),
-        "worst_drop": round(-float(np.min(changes)), 2),
-        "tau": round(float(kendalltau(before, before + changes).statistic), 3),
+        "drop": round(-float(np.mean(lost)), 3),
+        "worst_drop": round(-float(np.min(lost)), 2),
+        "tau": round(float(kendalltau(before, before + lost).statistic), 3),
     }
 
 
@@ -154,41 +163,41 @@ def quantisation_aware(
     name: str, entry: zoo.Entry, data: Any, folder: Path, count: int, labels: int, report: Any
 ) -> dict[str, Any]:
     """Networks for int8 budgets, by a search that knows int8 and by one that knows fp32, both measured in int8."""
-    job = job_on(devices.by_name(name), "int8", entry, data, folder / "aware", report)
-    assert job.low is not None
-    comparison = job.choose_precision()
-    job.target = job.low
-    models: dict[str, Model] = {}
-    for device in (job.low, job.device):
+    scores = scores_on(name, entry, data, folder / "aware", report)
+    call, plain = scores.call, devices.by_name(name)
+    precisions = choose_precision(call, scores, plain, plain.at("int8"), full_int8=False)
+    low, exporter, space = precisions.low, scores.exporter, call.space
+    assert low is not None
+    models: dict[str, Latency] = {}
+    for device in (low, plain):
         models[device.precision] = profile(
-            job.space, device, report=lambda step, done, total, d=device: report(f"{d.precision}: {step}", done, total)
+            space, device, report=lambda step, done, total, d=device: report(f"{d.precision}: {step}", done, total)
         )
-    job.table = models["int8"]
-    job.correct_predictor(labels)
-    assert job.correction is not None
-    random = [job.space.lower(job.space.sample(np.random.default_rng(seed))) for seed in range(50)]
+    predictor, _ = fit_predictor(call)
+    correction = CorrectedPredictor(predictor).fit(*changes(call, scores, low, labels))
+    random = [space.lower(space.sample(np.random.default_rng(seed))) for seed in range(50)]
     ratio = float(np.median([models["int8"].cost(layers) / models["fp32"].cost(layers) for layers in random]))
-    least, most = (models["int8"].cost(job.space.lower(arch)) for arch in (job.space.smallest(), job.space.largest()))
-    rows, jobs = [], []
+    least, most = (models["int8"].cost(space.lower(arch)) for arch in (space.smallest(), space.largest()))
+    rows, loads = [], []
     for ms in np.linspace(least + 0.15 * (most - least), 0.9 * most, count):
-        aware = search(job.space, job.correction, [models["int8"].at_most(float(ms))]).architecture
-        after = search(job.space, job.predictor, [models["fp32"].at_most(float(ms / ratio))]).architecture
+        aware = search(space, correction, [models["int8"].at_most(float(ms))]).architecture
+        after = search(space, predictor, [models["fp32"].at_most(float(ms / ratio))]).architecture
         row: dict[str, Any] = {"budget_ms": round(float(ms), 4)}
         for kind, arch in (("aware", aware), ("after", after)):
-            files = job.exporter.convert(arch, job.low)
-            row[f"{kind}_top1"] = job.exporter.judge(arch, job.low, files, "test").top1
-            row[f"{kind}_fp32_top1"] = ofa.top1(job.exporter.plain(arch), data.batches("test", arch.resolution))
-            jobs.append(job.low.loader(files, image_shape(arch)))
+            files = exporter.convert(arch, low)
+            row[f"{kind}_top1"] = exporter.judge(arch, low, files, "test").top1
+            row[f"{kind}_fp32_top1"] = exporter.in_torch(arch, "test")
+            loads.append(low.loader(files, image_shape(arch)))
         rows.append(row)
-    ms = np.median(time_turns(jobs, WHOLE), axis=1).reshape(-1, 2)
+    ms = np.median(time_turns(loads, WHOLE), axis=1).reshape(-1, 2)
     for row, times in zip(rows, ms, strict=True):
         row["aware_ms"], row["after_ms"] = (round(float(t), 4) for t in times)
     gain = [row["aware_top1"] - row["after_top1"] for row in rows]
-    drops = job.correction.changes
+    drops = correction.changes
     console.print(*rows, sep="\n")
     return {
-        "device": job.low.describe()["runtime"],
-        "comparison": comparison,
+        "device": low.describe()["runtime"],
+        "comparison": precisions.comparison,
         "labels": labels,
         "change_mean": round(float(np.mean(drops)), 3),
         "change_std": round(float(np.std(drops)), 3),
@@ -226,18 +235,20 @@ def main() -> None:
             return
         began = time.perf_counter()
         device = devices.by_name("onnxruntime")
-        job = job_on(device, None, entry, data, folder / "front", report)
-        job.table = profile(job.space, device, report=report)
-        networks = along_the_front(job, options.networks)
-        first = [network.measured_latency_ms / (network.budget_ms or 1) for network in networks]
-        job.verify(networks)
+        scores = scores_on(device.name, entry, data, folder / "front", report)
+        latency = profile(scores.call.space, device, report=report)
+        choosing = choosing_on(scores, Precisions(device), latency)
+        networks = along_the_front(choosing, options.networks)
+        first = [network.measured_latency_ms / (network.latency_budget_ms or 1) for network in networks]
+        exports = {(export.name, export.precision): export for export in choosing.first}
+        networks = verified(scores.call, scores, networks, exports, {})
         seconds = time.perf_counter() - began
         rows = exported(networks, targets, entry, data, folder, report)
         aware = None
         if options.aware:
             aware = quantisation_aware(options.aware, entry, data, folder, 5, options.labels, report)
-        job.measure_latency(networks)
-        later = [network.measured_latency_ms / (network.budget_ms or 1) for network in networks]
+        again = choosing.timed(networks)
+        later = [network.measured_latency_ms / (network.latency_budget_ms or 1) for network in again]
     table = Table("runtime", "parity", "as torch %", "drop", "worst", "drop, all layers", "tau", "of fp32", "KiB")
     for row in rows:
         cells = [
@@ -248,7 +259,7 @@ def main() -> None:
     result = {
         "benchmark": "deploy",
         "machine": device.describe(),
-        "networks": [network.to_json() for network in networks],
+        "networks": [network.to_json(scores.call.score) for network in networks],
         "seconds": round(seconds, 1),
         "over_budget": [round(float(value), 4) for value in first],
         "over_budget_later": [round(float(value), 4) for value in later],

@@ -21,9 +21,10 @@ import torch
 
 from onceforall import devices, spaces
 from onceforall.devices.measure import random_images
-from onceforall.devices.timing import Turns, summarise, time_turns
+from onceforall.devices.timing import Turns, time_turns
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.subnet import build, fold_batch_norm, initialise
+from onceforall.profiling.measuring import summarise
 from onceforall.testing import scramble
 
 

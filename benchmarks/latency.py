@@ -38,11 +38,12 @@ from onceforall import MACs, devices, interop, spaces
 from onceforall.cost.latency import LatencyTable, fit_line
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.model import CostModel
-from onceforall.cost.profile import adapt, measure_latency, profile, whole_network
 from onceforall.cost.validation import Errors, Validation
 from onceforall.devices.timing import Turns
 from onceforall.files import write_json
 from onceforall.layers import LayerSpec
+from onceforall.profiling.measuring import measure_latency, whole_network
+from onceforall.profiling.profile import adapt, profile
 from onceforall.report.progress import Steps
 from onceforall.rows import Rows
 from onceforall.search.evolution import search

@@ -5,21 +5,20 @@ chosen, and lowering it), nn/supernet.py (the elastic network), training/recipe.
 shrinking), deploy/specialize.py (the whole road).
 """
 
-from onceforall import interop, spaces, zoo
+from onceforall import cost, interop, spaces, zoo
 from onceforall.architecture import Architecture, Gene
+from onceforall.bundle.bundle import Bundle, write_bundle
+from onceforall.bundle.measure import measure_bundle
 from onceforall.checkpoint import load_network, load_supernet, save_network, save_supernet
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, PeakConvolutionMemory, WeightBytes
 from onceforall.cost.latency import LatencyTable, LatencyTables
 from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.profile import adapt, profile
 from onceforall.cost.saved import load_latency
 from onceforall.data.cifar10 import cifar10
 from onceforall.data.dataset import ImageData
 from onceforall.data.folder import image_folder
 from onceforall.data.pictures import PictureData
 from onceforall.data.sources import open_data
-from onceforall.deploy.bundle import Bundle, write_bundle
-from onceforall.deploy.bundle_measure import measure_bundle
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.standalone import write_standalone
 from onceforall.devices import by_name as device
@@ -46,6 +45,7 @@ from onceforall.predict.accuracy import (
     save_predictor,
 )
 from onceforall.predict.labels import label, read_labels, training_pairs
+from onceforall.profiling.profile import adapt, profile
 from onceforall.search.confirm import confirm, measured_front
 from onceforall.search.evolution import search
 from onceforall.search.exact import optimum
@@ -94,6 +94,7 @@ __all__ = [
     "calibrate",
     "cifar10",
     "confirm",
+    "cost",
     "device",
     "front",
     "image_folder",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -18,17 +19,17 @@ from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from onceforall import cli, interop, spaces
+from onceforall.bundle import measure as bundle_measure
+from onceforall.bundle.bundle import RUNTIMES, Bundle
 from onceforall.checkpoint import load_network, load_supernet, save_supernet
-from onceforall.cost.profile import adapt, profile
 from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import ImageData
-from onceforall.deploy import bundle_measure
-from onceforall.deploy.bundle import RUNTIMES, Bundle
 from onceforall.errors import BrokenClaim, InvalidConfiguration
 from onceforall.files import as_json
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict import labels as labels_module
 from onceforall.predict.accuracy import MLPPredictor
+from onceforall.profiling.profile import adapt, profile
 from onceforall.space import SearchSpace
 
 COMMANDS = ("train", "finetune", "label", "import", "profile", "devices", "search", "specialize", "verify", "bundle")
@@ -45,9 +46,12 @@ def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.Monk
     few = {"calibrating": 5, "validating": 4, "turns": 2, "burst_seconds": 0.001}
     monkeypatch.setattr(cli.profiling, "run_adapt", lambda *a, **k: adapt(*a, **k, **few))
     monkeypatch.setattr(labels_module.Evaluator, "top1", lambda self, arch: 10.0 + arch.resolution)
-    for module in ("job", "verify"):  # not a process for each export
+    for module in ("finishing", "verify"):  # not a process for each export
         monkeypatch.setattr(f"onceforall.deploy.{module}.measure_memory", lambda *given: 1)
-    monkeypatch.setattr("onceforall.deploy.verify.LATENCY", 100.0)  # the clock of a machine that does nothing else
+    for module in ("latencies", "verify"):  # the clock of a machine that does nothing else
+        monkeypatch.setattr(
+            f"onceforall.deploy.{module}.time_turns", lambda loads, turns, **given: np.full((len(loads), 9), 0.5)
+        )
     monkeypatch.setattr(cli.searching, "MLPPredictor", lambda space, seed: MLPPredictor(space, seed=seed, epochs=5))
     return CliRunner()
 
@@ -123,6 +127,15 @@ def test_the_whole_road(
     assert [network["role"] for network in json.loads(stdout.splitlines()[-1])["networks"]] == ["largest", "given"]
     manifest = json.loads((tmp_path / "given" / "manifest.json").read_text())
     assert manifest["networks"][1]["architecture"] == found["architecture"]
+    stdout = run(
+        road, "specialize", "--model", model, "--macs", 10, "--limit", "params <= 90%", "--export", "python",
+        "--device", "none", "--out", tmp_path / "bounded",
+    )  # fmt: skip
+    summary = json.loads(stdout.splitlines()[-1])
+    assert [network["role"] for network in summary["networks"]] == ["largest", "searched", "uniform"]
+    assert summary["networks"][1]["constraints"].keys() == {"MACs", "parameters"}
+    assert [network["measured_latency_ms"] for network in summary["networks"]] == [None] * 3
+    assert not (tmp_path / "bounded" / "latency.json").exists()
     for name in (
         "manifest.json",
         "latency.json",
@@ -328,7 +341,8 @@ def called(monkeypatch: pytest.MonkeyPatch, tiny_data: ImageData) -> dict[str, A
 
 def test_specialize_passes_every_option_on(called: dict[str, Any], tmp_path: Path) -> None:
     options = (
-        "--latency", "2 ms", "--latency", "60%", "--memory", 64, "--weights", 32, "--quantize", "int8",
+        "--latency", "2 ms", "--latency", "60%", "--memory", 64, "--weights", 32, "--macs", 5, "--params", 0.4,
+        "--limit", "macs <= 50%", "--quantize", "int8",
         "--max-drop", 0.25, "--quantized-labels", 7, "--full-int8", "--export", "pt2",
         "--export", "onnx:int8", "--export", "python", "--finetune", 3, "--candidates", 2, "--seed", 5, "--threads", 2,
     )  # fmt: skip
@@ -339,12 +353,13 @@ def test_specialize_passes_every_option_on(called: dict[str, Any], tmp_path: Pat
     assert [(d.name, d.precision, d.threads) for d in called["exports"]] == [
         ("torch", "fp32", 2),
         ("onnxruntime", "int8", 2),
+        ("python", "fp32", 2),
     ]
-    assert [str(limit.model.unit) for limit in called["limits"]] == ["bytes", "bytes"]
-    assert [limit.bound for limit in called["limits"]] == [65536, 32768]
+    assert [limit.model.unit for limit in called["limits"]] == ["MACs", "parameters", "bytes", "bytes", "MACs"]
+    assert [limit.bound for limit in called["limits"][:4]] == [5e6, 4e5, 65536, 32768]
     expected = {
         "budgets": ["2 ms", "60%"], "quantize": "int8", "max_drop": 0.25, "quantized_labels": 7, "full_int8": True,
-        "standalone": True, "finetune": 3, "candidates": 2, "seed": 5, "table": None, "architectures": [],
+        "finetune": 3, "candidates": 2, "seed": 5, "table": None, "architectures": [],
     }  # fmt: skip
     assert {name: called[name] for name in expected} == expected
 

@@ -80,7 +80,7 @@ def test_the_lines_that_run_a_file_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("onceforall.deploy.job.measure_memory", lambda *given: 1)
+    monkeypatch.setattr("onceforall.deploy.finishing.measure_memory", lambda *given: 1)
     Image.new("RGB", (40, 36), (6, 90, 200)).save("horse.png")
     data = replace(tiny_data, classes=("ant", "bee", "cow", "dog"), _prepared={})
     space = tiny_supernet.space

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from onceforall.bundle.bundle import write_bundle
+from onceforall.bundle.measure import measure_bundle
 from onceforall.cli.common import Data, Model, Threads, announce, app, console, load_model, notify, read_architecture
 from onceforall.data.sources import open_data
-from onceforall.deploy.bundle import write_bundle
-from onceforall.deploy.bundle_measure import measure_bundle
 from onceforall.errors import InvalidConfiguration
 from onceforall.report import bundles
 

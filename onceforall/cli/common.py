@@ -13,9 +13,12 @@ from rich.markup import escape
 
 from onceforall import zoo
 from onceforall.architecture import Architecture
+from onceforall.cost.bounds import parse_limit
+from onceforall.cost.model import Constraint
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import read_json_object
 from onceforall.search.pareto import FORMAT as FRONT
+from onceforall.space import SearchSpace
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,11 +46,20 @@ Workers = Annotated[
     int | None, typer.Option(help="Processes that decode pictures.", show_default="one a core, 8 at most")
 ]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to OUT/tensorboard as well.")]
-Device = Annotated[
-    str, typer.Option(help="Runtime to measure on (`ofa devices` lists them); RUNTIME@FOLDER: on another machine.")
-]
+DEVICE_HELP = "Runtime to measure on (`ofa devices` lists them); RUNTIME@FOLDER: on another machine."
+Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
 DevicePrecision = Annotated[str, typer.Option("--precision", help="Precision of the runtime: fp32, bf16, int8.")]
 Threads = Annotated[int, typer.Option(help="Threads of the runtime.")]
+MACsBound = Annotated[float | None, typer.Option("--macs", help="Bound, in millions.")]
+ParamsBound = Annotated[float | None, typer.Option("--params", help="Bound, in millions.")]
+MemoryBound = Annotated[float | None, typer.Option("--memory", help="Bound on peak fp32 activation memory, in KiB.")]
+WeightsBound = Annotated[float | None, typer.Option("--weights", help="Bound on the fp32 weights, in KiB.")]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit", help='Bound on any cost, as "macs <= 5 M", "memory <= 200 KiB" or "params <= 60%"; repeat it.'
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 
 
@@ -70,6 +82,13 @@ def read_architecture(path: Path, model: str | None = None) -> Architecture:
         return Architecture.from_json(value.get("architecture", value))
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidConfiguration(f"{path} holds no architecture: {error}") from error
+
+
+def read_limits(space: SearchSpace, limits: Iterable[str] | None, **given: float | None) -> list[Constraint]:
+    """The constraints of --macs and its like, in the units that people use there, and of each --limit."""
+    units = {"macs": "M", "params": "M", "memory": "KiB", "weights": "KiB"}
+    texts = [f"{name} <= {bound:.17g} {units[name]}" for name, bound in given.items() if bound is not None]
+    return [parse_limit(text, space) for text in (*texts, *(limits or ()))]
 
 
 def notify(message: str) -> None:

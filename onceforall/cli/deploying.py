@@ -11,33 +11,35 @@ import typer
 from rich.markup import escape
 
 from onceforall.cli.common import (
+    DEVICE_HELP,
     Data,
-    Device,
+    Limit,
+    MACsBound,
+    MemoryBound,
     Model,
+    ParamsBound,
     Seed,
     Threads,
+    WeightsBound,
     announce,
     app,
     console,
     load_model,
     notify,
     read_architecture,
+    read_limits,
 )
-from onceforall.cost.analytic import PeakActivationMemory, WeightBytes
 from onceforall.cost.latency import LatencyTables
 from onceforall.cost.saved import load_latency
 from onceforall.data.sources import open_data
+from onceforall.deploy import exports
 from onceforall.deploy.manifest import differences, read_manifest
 from onceforall.deploy.specialize import specialize as run_specialize
 from onceforall.deploy.verify import verify as run_verify
 from onceforall.devices import by_name
-from onceforall.devices.device import Device as DeviceType
 from onceforall.errors import BrokenClaim, DataUnavailable, InvalidConfiguration, OFAError
 from onceforall.files import check_writable, sha256
 from onceforall.report.progress import Steps
-
-# What people call the files, and the runtime that they are verified in.
-FORMATS = {"onnx": "onnxruntime", "tflite": "litert", "pte": "executorch", "pt2": "torch", "ir": "openvino"}
 
 
 @app.command()
@@ -47,16 +49,22 @@ def specialize(
     ],
     model: Model = "cifar10",
     data: Data = "cifar10",
-    device: Device = "onnxruntime",
+    device: Annotated[
+        str, typer.Option(help=f"{DEVICE_HELP} none: write --export, time nothing else.")
+    ] = "onnxruntime",
     threads: Threads = 1,
     latency: Annotated[
         list[str] | None,
         typer.Option(
-            help='Budget, as "0.5 ms" or "60%" of the largest network; repeat it.', show_default="40%, 60%, 80%"
+            help='Budget, as "0.5 ms" or "60%" of the largest network; repeat it. Without it, other bounds decide.',
+            show_default="40%, 60%, 80% where nothing else is asked for",
         ),
     ] = None,
-    memory: Annotated[float | None, typer.Option(help="Bound on peak fp32 activation memory, in KiB.")] = None,
-    weights: Annotated[float | None, typer.Option(help="Bound on the fp32 weights, in KiB.")] = None,
+    macs: MACsBound = None,
+    params: ParamsBound = None,
+    memory: MemoryBound = None,
+    weights: WeightsBound = None,
+    limit: Limit = None,
     result: Annotated[
         list[Path] | None,
         typer.Option(help="Result of `ofa search`, specialised as it is; repeat it. No budgets then but those given."),
@@ -78,14 +86,15 @@ def specialize(
         list[str] | None,
         typer.Option(
             help="Further runtimes to export to and verify in, as openvino, litert:int8, executorch, ncnn, torch (or "
-            "by their files: onnx, ir, tflite, pte, pt2), or python: code and weights for torch alone; repeat it."
+            "by their files: onnx, ir, tflite, pte, pt2), or what needs none, as python: code and weights for torch "
+            "alone; repeat it."
         ),
     ] = None,
     finetune: Annotated[int, typer.Option(help="Epochs for which the chosen networks go on training.")] = 0,
     candidates: Annotated[int, typer.Option(help="Best networks of a search to measure on the label images.")] = 4,
     seed: Seed = 0,
 ) -> None:
-    """From latency budgets to measured files (ONNX and others): search, extract, recalibrate, export, quantise, verify.
+    """From budgets and bounds to measured files (ONNX and others): search, extract, export, quantise, verify.
 
     Prints what was promised and what was measured, and one line of JSON last. Interrupted, the same command goes on.
     """
@@ -95,24 +104,20 @@ def specialize(
     loaded = load_latency(table) if table else None
     if isinstance(loaded, LatencyTables):
         raise InvalidConfiguration(f"--table {table}: tables by resolution; give one of `ofa profile`")
-    runtime = by_name(device, threads)
+    runtime = by_name(device, threads) if device != "none" else None
     # What another machine is becomes known when it has measured; precision and kept layers are chosen later.
-    if loaded is not None and runtime.is_here and (differs := _differences(loaded.device, runtime.describe())):
+    if loaded and runtime and runtime.is_here and (differs := _differences(loaded.device, runtime.describe())):
         notify(
             f"{table} was measured on another device ({'; '.join(differs)}). Measured latencies decide what "
             "is kept; searches hit their budgets better with a latency model of this one: leave out --table, or "
             "`ofa profile` again"
         )
     given = [read_architecture(path, model) for path in result or ()]
-    targets = [_target(text, threads) for text in export or () if text != "python"]
+    targets = [exports.parse(text, threads) for text in export or ()]
     entry = load_model(model)
     images = open_data(data, notify)
     about = {"name": entry.name, "model": model, "sha256": sha256(entry.folder / "supernet.safetensors")}
-    limits = [
-        cost.at_most(1024 * bound)
-        for cost, bound in ((PeakActivationMemory(), memory), (WeightBytes(), weights))
-        if bound is not None
-    ]
+    limits = read_limits(entry.supernet.space, limit, macs=macs, params=params, memory=memory, weights=weights)
     with Steps(console) as report:
         found = run_specialize(
             entry.supernet,
@@ -120,7 +125,7 @@ def specialize(
             images,
             runtime,
             out,
-            budgets=latency or (() if given else ("40%", "60%", "80%")),
+            budgets=latency or (() if given or limits or runtime is None else ("40%", "60%", "80%")),
             architectures=given,
             limits=limits,
             table=loaded,
@@ -129,7 +134,6 @@ def specialize(
             quantized_labels=quantized_labels,
             full_int8=full_int8,
             exports=targets,
-            standalone="python" in (export or ()),
             finetune=finetune,
             candidates=candidates,
             seed=seed,
@@ -141,7 +145,7 @@ def specialize(
     if any(len(network.exports) > 1 for network in found.networks):
         console.print(tables.exports(found))
     console.print(tables.quality(found))
-    announce(out, ": networks, manifest.json, MODEL_CARD.md, latency.json, front.png")
+    announce(out, f": networks, manifest.json, MODEL_CARD.md,{' latency.json,' if found.table else ''} front.png")
     typer.echo(json.dumps(found.summary()))
 
 
@@ -149,12 +153,6 @@ def _differences(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[st
     """How two devices differ, in whatever precision they are."""
     one, other = ({key: v for key, v in d.items() if key not in ("precision", "kept")} for d in (made_on, here))
     return differences(one, other)
-
-
-def _target(text: str, threads: int) -> DeviceType:
-    """A runtime to export to: NAME or NAME:PRECISION."""
-    name, _, precision = text.partition(":")
-    return by_name(FORMATS.get(name, name), threads, precision or "fp32")
 
 
 @app.command()

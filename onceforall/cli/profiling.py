@@ -12,11 +12,11 @@ from onceforall import devices as runtimes
 from onceforall.cli.common import Device, DevicePrecision, Model, Seed, Threads, announce, app, console, load_model
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.profile import adapt as run_adapt
-from onceforall.cost.profile import profile as run_profile
 from onceforall.cost.saved import load_latency
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import check_writable
+from onceforall.profiling.profile import adapt as run_adapt
+from onceforall.profiling.profile import profile as run_profile
 from onceforall.report.progress import Steps
 
 NOISY = 3.0  # percent

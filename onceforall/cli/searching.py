@@ -8,29 +8,39 @@ from typing import Annotated
 
 import typer
 
-from onceforall import zoo
-from onceforall.architecture import Architecture
 from onceforall.checkpoint import read_tensors
-from onceforall.cli.common import Data, Model, Seed, announce, app, console, load_model, notify
-from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, WeightBytes
+from onceforall.cli.common import (
+    Data,
+    Limit,
+    MACsBound,
+    MemoryBound,
+    Model,
+    ParamsBound,
+    Seed,
+    WeightsBound,
+    announce,
+    app,
+    console,
+    load_model,
+    notify,
+    read_limits,
+)
+from onceforall.cost.analytic import MACs
+from onceforall.cost.bounds import parse_bound
 from onceforall.cost.latency import LatencyTable, LatencyTables
 from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.model import Constraint, CostModel
-from onceforall.cost.profile import measure_latency, whole_network
+from onceforall.cost.model import Constraint
 from onceforall.cost.saved import load_latency
 from onceforall.data.sources import open_data
-from onceforall.deploy.budgets import parse_budget
-from onceforall.devices import by_name
 from onceforall.errors import InvalidConfiguration
-from onceforall.evaluate import measure_top1
 from onceforall.files import write_json
 from onceforall.interop import PublishedPredictor, load_predictor
 from onceforall.predict import files
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.predict.files import Predictor
 from onceforall.predict.labels import training_pairs
+from onceforall.profiling.confirming import confirm_on_device
 from onceforall.report import searches
-from onceforall.search.confirm import Measure, confirm
 from onceforall.search.evolution import GENERATIONS
 from onceforall.search.evolution import search as run_search
 from onceforall.search.pareto import front as run_front
@@ -50,10 +60,11 @@ def search(
         list[str] | None,
         typer.Option(help='Bound, as "0.5 ms", or "60%" of the largest network; repeat it, each with its --table.'),
     ] = None,
-    macs: Annotated[float | None, typer.Option(help="Bound, in millions.")] = None,
-    params: Annotated[float | None, typer.Option(help="Bound, in millions.")] = None,
-    memory: Annotated[float | None, typer.Option(help="Bound on peak fp32 activation memory, in KiB.")] = None,
-    weights: Annotated[float | None, typer.Option(help="Bound on the fp32 weights, in KiB.")] = None,
+    macs: MACsBound = None,
+    params: ParamsBound = None,
+    memory: MemoryBound = None,
+    weights: WeightsBound = None,
+    limit: Limit = None,
     predictor: Annotated[
         Path | None,
         typer.Option(
@@ -93,13 +104,7 @@ def search(
             space = space.restrict(resolutions=accuracy.domain.resolutions)
     tables = [load_latency(path) for path in table or ()]
     constraints = _latencies(space, tables, latency or [], front)
-    in_units: list[tuple[CostModel, float | None, float]] = [
-        (MACs(), macs, 1e6),
-        (Parameters(), params, 1e6),
-        (PeakActivationMemory(), memory, 1024),
-        (WeightBytes(), weights, 1024),
-    ]
-    constraints += [cost.at_most(bound * scale) for cost, bound, scale in in_units if bound is not None]
+    constraints += read_limits(space, limit, macs=macs, params=params, memory=memory, weights=weights)
     if accuracy is None:
         with console.status("accuracy predictor"):
             accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels))
@@ -115,7 +120,9 @@ def search(
     result = run_search(space, accuracy, constraints, seed=seed, generations=generations, keep=max(10, top))
     content = result.to_json()
     if measure:
-        found = confirm(space, accuracy, result, constraints, *_measures(entry, space, tables[0], data), top=top)
+        found = confirm_on_device(
+            entry.supernet, space, accuracy, result, constraints, open_data(data, notify), top=top
+        )
         content, result = found.to_json(), found.result
         console.print(searches.trials(found))
     write_json(out, {"model": model, **content})
@@ -142,28 +149,6 @@ def _latencies(space: SearchSpace, tables: Sequence[Table], budgets: Sequence[st
         )
     largest = space.lower(space.largest())
     return [
-        table.at_most(parse_budget(text, table.cost(largest))) for table, text in zip(tables, budgets, strict=False)
+        table.at_most(parse_bound(text, "ms", table.cost(largest), "budget"))
+        for table, text in zip(tables, budgets, strict=False)
     ]
-
-
-def _measures(entry: zoo.Entry, space: SearchSpace, table: Table, data: str) -> tuple[Measure, Measure]:
-    """Latency (ms) on the device of a table, and top-1 (percent) on the label images, of architectures."""
-    if isinstance(table, LatencyTables):
-        raise InvalidConfiguration(
-            "--measure needs the first --table from `ofa profile`: tables by resolution name no device"
-        )
-    described = table.device
-    name, threads, precision = (described.get(key) for key in ("name", "threads", "precision"))
-    device = by_name(str(name), int(threads or 1), str(precision or "fp32"))
-    if described.get("kept"):
-        device = device.keeping(described["kept"])
-    images = open_data(data, notify)
-
-    def latency(architectures: Sequence[Architecture]) -> list[float]:
-        jobs = [whole_network(space, architecture) for architecture in architectures]
-        return [timing.median for timing in measure_latency(device, jobs)]
-
-    def top1(architectures: Sequence[Architecture]) -> list[float]:
-        return [measure_top1(entry.supernet, architecture, images, "label") for architecture in architectures]
-
-    return latency, top1

@@ -45,6 +45,7 @@ class LatencyTable(AdditiveCost):
     validation: Validation | None = None
     name: str = field(default="latency", init=False)
     unit: str = field(default="ms", init=False)
+    kind = "predicted"
 
     def layer_cost(self, layer: LayerSpec) -> float:
         """Scaled milliseconds of a layer. Raises OutOfDomain where the table has no such layer."""
@@ -123,6 +124,7 @@ class LatencyTables(CostModel):
     tables: Mapping[int, LatencyTable]
     name: str = field(default="latency", init=False)
     unit: str = field(default="ms", init=False)
+    kind = "predicted"
 
     def __post_init__(self) -> None:
         if not self.tables:

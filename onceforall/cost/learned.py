@@ -65,6 +65,7 @@ class LearnedLatency(SummedCost):
     validation: Validation | None = None
     name: str = field(default="latency", init=False)
     unit: str = field(default="ms", init=False)
+    kind = "predicted"
 
     @classmethod
     def fit(

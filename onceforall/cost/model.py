@@ -18,10 +18,15 @@ from onceforall.space import SearchSpace
 
 
 class CostModel(ABC):
-    """From the layers of a network to a number in `unit`."""
+    """From the layers of a network to a number in `unit`.
+
+    kind says what the number is: computed (it follows from the layers), predicted (learnt from measurements),
+    modelled (of hardware that is described), or estimated (by its vendor's tool).
+    """
 
     name: str
     unit: str
+    kind = "computed"
 
     @abstractmethod
     def cost(self, layers: Sequence[LayerSpec]) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from onceforall import serial
 from onceforall.errors import InvalidConfiguration
 
 
@@ -92,14 +93,10 @@ class Validation:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal validation."""
-        return {
-            "kinds": {kind: asdict(errors) for kind, errors in self.kinds.items()},
-            "noise": self.noise,
-            "drift": self.drift,
-        }
+        value: dict[str, Any] = serial.to_json(self)
+        return value
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`."""
-        kinds = {kind: Errors(**errors) for kind, errors in value["kinds"].items()}
-        return cls(kinds, float(value["noise"]), float(value["drift"]))
+    def from_json(cls, value: Any) -> Self:
+        """The inverse of `to_json`. Raises InvalidConfiguration."""
+        return serial.from_json(cls, value, "a validation")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from onceforall.deploy.manifest import Export, Network, read_manifest
+from onceforall.deploy.manifest import Exported, Number, Specialized, read_manifest, score_in
+from onceforall.deploy.scoring import TOP1, Score
 from onceforall.files import write_atomically
 
 FEW = 20  # classes whose names a card lists; manifest.json has those of any number
@@ -19,41 +19,34 @@ def write_card(folder: Path) -> None:
     write_atomically(folder / "MODEL_CARD.md", "\n".join(_lines(manifest, networks)) + "\n")
 
 
-def _lines(manifest: dict[str, Any], networks: Sequence[Network]) -> Iterable[str]:
-    device, data, supernet = manifest["device"], manifest["data"], manifest["supernet"]
+def _lines(manifest: dict[str, Any], networks: Sequence[Specialized]) -> Iterable[str]:
+    device, data, supernet, score = manifest["device"], manifest["data"], manifest["supernet"], score_in(manifest)
     largest = networks[0].architecture
-    yield f"# {supernet.get('name') or 'A supernet'}, specialised for {device['name']}"
+    what = "Image classifiers" if score == TOP1 else "Networks"
+    name = supernet.get("name") or "A supernet"
+    yield f"# {name}, specialised for {device['name']}" if device else f"# {name}, specialised"
     yield ""
-    yield (
-        f"Image classifiers taken from one Once-for-All supernet{_training(networks)}, for {device['runtime']}, "
-        f"{device['threads']} thread(s), {device['precision']}, on {device.get('processor', 'another machine')}."
+    where = (
+        f"for {device['runtime']}, {device['threads']} thread(s), {device['precision']}, on "
+        f"{device.get('processor', 'another machine')}"
+        if device
+        else "for no device in particular: what could not be run here was not timed"
     )
+    yield f"{what} taken from one Once-for-All supernet{_training(networks)}, {where}."
     yield ""
     yield "## Networks"
     yield ""
-    rows = []
-    for network in networks:
-        export = network.export
-        budget = "-" if network.budget_ms is None else f"{network.budget_ms:.3f} ms"
-        missed = " (missed)" if network.budget_met is False else ""
-        rows.append(
-            (
-                network.name,
-                budget + missed,
-                export.name,
-                f"{export.test_top1:.2f} %",
-                f"{export.latency_ms:.3f} ms",
-                f"{network.predicted_latency_ms:.3f} ms",
-                f"{network.macs / 1e6:.2f} M",
-                f"{network.params / 1e6:.3f} M",
-            )
-        )
-    yield from _table(("network", "budget", "use", "test top-1", "latency", "predicted", "MACs", "parameters"), rows)
+    limits = [needed.name for needed in networks[0].constraints if needed.name not in ("MACs", "parameters")]
+    headers = ("network", "budget", "use", f"test {score.name}", "latency", "predicted", "MACs", "parameters", *limits)
+    yield from _table(headers, [_row(network, score) for network in networks])
     yield ""
     yield (
-        "Top-1 on all test images and latency (batch 1, median) are measured with the exported file in its runtime; "
-        '"predicted" is what the latency model said beforehand. No test image took part in any choice.'
+        f"{score.name.capitalize()} on all test images and latency (batch 1, median) are measured with the exported "
+        'file in its runtime; "predicted" is what the latency model said beforehand. No test image took part in any '
+        "choice."
     )
+    if manifest["limits"]:
+        yield f"Every searched and uniform network keeps {', '.join(manifest['limits'])}."
     yield ""
     yield "## Files"
     yield ""
@@ -64,14 +57,17 @@ def _lines(manifest: dict[str, Any], networks: Sequence[Network]) -> Iterable[st
             "runtime",
             "files",
             "size",
-            "test top-1",
+            f"test {score.name}",
             "same class as torch",
             "difference of logits",
             "latency",
             "peak memory",
         ),
-        [(network.name, *_cells(export)) for network, export in every],
+        [(network.name, *_cells(export, score)) for network, export in every],
     )
+    for name, why in {export.name: export.not_verified for _, export in every if export.not_verified}.items():
+        yield ""
+        yield f"{name} was not run here: {why}."
     if manifest["quantize"]:
         found = manifest["quantize"]
         yield ""
@@ -82,8 +78,8 @@ def _lines(manifest: dict[str, Any], networks: Sequence[Network]) -> Iterable[st
     for runtime, rows in manifest["sensitivity"].items():
         yield ""
         yield from _table(
-            (f"first layers of int8 networks in fp32, {runtime}", "label top-1 of the largest"),
-            [(str(len(row["kept"])), f"{row['label_top1']['value']:.2f} %") for row in rows],
+            (f"first layers of int8 networks in fp32, {runtime}", f"label {score.name} of the largest"),
+            [(str(len(row["kept"])), score.text(row[f"label_{score.key}"]["value"])) for row in rows],
         )
     yield ""
     yield "## Input and output"
@@ -112,20 +108,46 @@ def _lines(manifest: dict[str, Any], networks: Sequence[Network]) -> Iterable[st
     yield "* `ofa verify` in this folder repeats each of these numbers that can be repeated on your machine."
 
 
-def _cells(export: Export) -> tuple[str, ...]:
+def _row(network: Specialized, score: Score) -> tuple[str, ...]:
+    budget = "-" if network.latency_budget_ms is None else f"{network.latency_budget_ms:.3f} ms"
+    missed = " (missed)" if network.budget_met is False else ""
+    others = [needed for needed in network.constraints if needed.name not in ("MACs", "parameters")]
+    tested = _said(network.export.test_score or network.test_score, score)
+    return (
+        network.name,
+        budget + missed,
+        network.export.name,
+        f"{tested} (in torch)" if network.test_score else tested,
+        _ms(network.export.latency),
+        _ms(network.predicted_latency),
+        f"{network.macs / 1e6:.2f} M",
+        f"{network.params / 1e6:.3f} M",
+        *(f"{needed.value:.6g} {needed.unit}" for needed in others),
+    )
+
+
+def _cells(export: Exported, score: Score) -> tuple[str, ...]:
     return (
         export.name,
         ", ".join(f"`{file.path}`" for file in export.files),
         f"{export.bytes / 1024:.0f} KiB",
-        f"{export.test_top1:.2f} %",
-        f"{export.agreement:.2f} %",
-        f"{export.parity:.1e}",
-        f"{export.latency_ms:.3f} ms",
-        "-" if math.isnan(export.memory_bytes) else f"{export.memory_bytes / 2**20:.1f} MiB",
+        _said(export.test_score, score),
+        "-" if export.agreement is None else f"{export.agreement.value:.2f} %",
+        "-" if export.parity is None else f"{export.parity.value:.1e}",
+        _ms(export.latency),
+        "-" if export.peak_memory is None else f"{export.peak_memory.value / 2**20:.1f} MiB",
     )
 
 
-def _training(networks: Sequence[Network]) -> str:
+def _said(number: Number | None, score: Score) -> str:
+    return "-" if number is None else score.text(number.value)
+
+
+def _ms(number: Number | None) -> str:
+    return "-" if number is None else f"{number.value:.3f} ms"
+
+
+def _training(networks: Sequence[Specialized]) -> str:
     tuned = {network.name: network.finetuning.epochs for network in networks if network.finetuning}
     if not tuned:
         return " without further training"

@@ -2,110 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from onceforall.architecture import Architecture
-from onceforall.cost.profile import image_shape
 from onceforall.data.dataset import Data, Split
-from onceforall.deploy.manifest import Export, File
-from onceforall.deploy.standalone import write_standalone
-from onceforall.devices.device import Device, Files, Session, Shape
+from onceforall.deploy.exports import DeviceExport, Export
+from onceforall.deploy.manifest import Exported, File
+from onceforall.deploy.scoring import evaluate
+from onceforall.devices.device import Device, Files, Images, Session, Shape
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
 from onceforall.evaluate import specialised
-from onceforall.files import sha256, write_atomically
+from onceforall.files import sha256
 from onceforall.nn.network import SubNetwork
 from onceforall.nn.supernet import Trainable
+from onceforall.profiling.measuring import image_shape
 
 PARITY = 1e-4  # largest difference of an fp32 export's logits from torch's, relative to the largest logit
 CALIBRATING = 128  # calibration images that set the ranges of a quantised network
 AT_ONCE = 2  # sessions that run side by side where only accuracy is measured
 
-Logits = NDArray[np.float32]
+Outputs = NDArray[np.float32]  # of images in order, [images, classes]
 
 
 class Judged(NamedTuple):
     """How the files of a network did on a split."""
 
-    top1: float  # percent
-    parity: float  # largest difference of logits, relative to the largest
+    score: float  # in the unit of the data's task: percent for classification
+    parity: float  # largest difference of outputs, relative to the largest
     agreement: float  # percent of images with the same class as torch
+
+    @property
+    def top1(self) -> float:
+        """The score of classification."""
+        return self.score
 
 
 class Exporter:
     """Exports sub-networks of a supernet into a folder, and judges them.
 
-    source: the supernet, or one network that went on training, with weights of its own.
+    source: the supernet, or one network that went on training, whose weights are in the file `weights`.
     """
 
-    def __init__(self, source: Trainable, data: Data, folder: Path) -> None:
-        self.source, self.data, self.folder = source, data, folder
+    def __init__(self, source: Trainable, data: Data, folder: Path, weights: File | None = None) -> None:
+        self.source, self.data, self.folder, self.weights = source, data, folder, weights
         self._plain: dict[Architecture, SubNetwork] = {}
-        self._logits: dict[tuple[Architecture, Split], Logits] = {}
-        self._calibration: dict[int, NDArray[np.float32]] = {}
+        self._outputs: dict[tuple[Architecture, Split], Outputs] = {}
+        self._calibration: dict[Any, Images] = {}
 
     def plain(self, arch: Architecture) -> SubNetwork:
-        """The network in torch, fp32: recalibrated, batch norm folded."""
+        """The network in torch on the processor, fp32: recalibrated, batch norm folded."""
         if arch not in self._plain:
-            self._plain[arch] = specialised(self.source, arch, self.data)
+            self._plain[arch] = specialised(self.source, arch, self.data).cpu()
         return self._plain[arch]
 
     def convert(self, arch: Architecture, device: Device) -> Files:
         """The files of a sub-network; a quantised one is calibrated on the calibration images."""
-        images = self._calibration_images(arch.resolution) if device.precision == "int8" else None
-        return device.convert_keeping(self.plain(arch), image_shape(arch), images)
+        return device.convert_keeping(self.plain(arch), image_shape(arch), self._images_for(arch, device.precision))
 
-    def export(self, name: str, arch: Architecture, device: Device) -> Export:
+    def export(self, name: str, arch: Architecture, export: Export | Device) -> Exported:
         """Write the files of a sub-network to the folder `name`. Raises UnwritableOutput."""
-        stem = f"{device.name.partition('@')[0]}-{device.precision}"
-        files = []
-        for suffix, content in self.convert(arch, device).items():
-            path = self.folder / name / f"{stem}{suffix}"
-            write_atomically(path, content)
-            files.append(File(f"{name}/{path.name}", len(content), sha256(path)))
-        runtime = str(device.describe()["runtime"])
-        return Export(device.name, device.precision, runtime, files, list(device.kept))
+        if isinstance(export, Device):
+            export = DeviceExport(export)
+        images = self._images_for(arch, export.precision)
+        paths = export.write(self.plain(arch), self.folder / name, image_shape(arch), images)
+        files = tuple(File(f"{name}/{path.name}", path.stat().st_size, sha256(path)) for path in paths)
+        problem = None if export.device else export.problem
+        return Exported(export.name, export.precision, export.runtime, files, tuple(export.kept), not_verified=problem)
 
-    def export_standalone(self, name: str, arch: Architecture) -> list[File]:
-        """Python code and weights that need torch alone, in the folder `name`: checked, then written."""
-        found = write_standalone(self.plain(arch), self.folder / name / "network", image_shape(arch))
-        return [File(f"{name}/{path.name}", path.stat().st_size, sha256(path)) for path in (found.code, found.weights)]
+    def in_torch(self, arch: Architecture, split: Split) -> float:
+        """The score of a sub-network in torch, fp32, on all images of a split."""
+        return evaluate(self.data, self.plain(arch), self.data.batches(split, arch.resolution))
 
     def judge(self, arch: Architecture, device: Device, files: Files, split: Split) -> Judged:
-        """Top-1 of files in their runtime on all images of a split, and how they differ from torch's fp32."""
-        correct = count = same = 0
-        difference = largest = 0.0
+        """The score of files in their runtime on all images of a split, and how they differ from torch's fp32."""
         batches = self.data.batches(split, arch.resolution)
-        for labels, logits in logits_of(device, files, image_shape(arch), batches):
-            expected = self._expected(arch, split)[count : count + len(labels)]
-            if not np.isfinite(logits).all():
-                raise InvalidConfiguration(
-                    f"{device.name} {device.precision}: logits are not finite; this runtime computes something else"
-                )
-            difference = max(difference, float(np.abs(logits - expected).max()))
-            largest = max(largest, float(np.abs(expected).max()))
-            correct += int((logits.argmax(1) == labels.numpy()).sum())
-            same += int((logits.argmax(1) == expected.argmax(1)).sum())
-            count += len(labels)
-        return Judged(100 * correct / count, difference / largest, 100 * same / count)
+        score, outputs = run_files(device, files, image_shape(arch), self.data, batches)
+        expected = self._expected(arch, split)
+        return Judged(
+            score,
+            float(np.abs(outputs - expected).max()) / float(np.abs(expected).max()),
+            100 * float((outputs.argmax(1) == expected.argmax(1)).mean()),
+        )
 
-    def _expected(self, arch: Architecture, split: Split) -> Logits:
-        """torch's logits of a split, in fp32, [images, classes]."""
-        if (arch, split) not in self._logits:
+    def _expected(self, arch: Architecture, split: Split) -> Outputs:
+        """torch's outputs of a split, in fp32, [images, classes]."""
+        if (arch, split) not in self._outputs:
             with torch.inference_mode():
                 batches = [self.plain(arch)(images).numpy() for images, _ in self.data.batches(split, arch.resolution)]
-            self._logits[arch, split] = np.concatenate(batches)
-        return self._logits[arch, split]
+            self._outputs[arch, split] = np.concatenate(batches)
+        return self._outputs[arch, split]
 
-    def _calibration_images(self, resolution: int) -> NDArray[np.float32]:
+    def _images_for(self, arch: Architecture, precision: str) -> Images | None:
+        """Calibration images for a quantised network; others need none."""
+        if precision != "int8":
+            return None
+        resolution = arch.resolution
         if resolution not in self._calibration:
             images = torch.cat(self.data.calibration(resolution))
             chosen = np.linspace(0, len(images) - 1, min(CALIBRATING, len(images))).round().astype(int)
@@ -113,25 +113,47 @@ class Exporter:
         return self._calibration[resolution]
 
 
-def logits_of(
-    device: Device, files: Files, shape: Shape, batches: Iterable[tuple[Tensor, Tensor]]
-) -> Iterator[tuple[Tensor, Logits]]:
-    """Classes and logits [n, classes] of batches of images and classes, one image at a time, `AT_ONCE` side by side."""
-    idle: SimpleQueue[Session] = SimpleQueue()
-    for _ in range(AT_ONCE):  # here, one after the other: not every runtime loads in several threads
-        idle.put(device.load(files, shape))
+def run_files(
+    device: Device, files: Files, shape: Shape, data: Data, batches: Iterable[tuple[Tensor, Any]]
+) -> tuple[float, Outputs]:
+    """The score of files in their runtime over batches, one image at a time, and the outputs [images, ...] of all.
 
-    def classify(image: Logits) -> Logits:
-        session = idle.get()
-        try:
-            logits: Logits = session(image[None])[0]
-        finally:  # else the next image would wait for it for ever
-            idle.put(session)
-        return logits
-
+    Raises InvalidConfiguration where an output is not finite.
+    """
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        for images, labels in batches:
-            yield labels, np.stack(list(pool.map(classify, images.contiguous().numpy())))
+        network = _Files(device, files, shape, pool)
+        score = evaluate(data, network, batches)
+    return score, np.concatenate(network.outputs)
+
+
+class _Files(nn.Module):
+    """Files in their runtime as a network: images [n, ...] -> outputs [n, ...], `AT_ONCE` images side by side."""
+
+    def __init__(self, device: Device, files: Files, shape: Shape, pool: ThreadPoolExecutor) -> None:
+        super().__init__()
+        self.device, self.pool = device, pool
+        self.outputs: list[Outputs] = []  # of each batch that it was given
+        self.idle: SimpleQueue[Session] = SimpleQueue()
+        for _ in range(AT_ONCE):  # here, one after the other: not every runtime loads in several threads
+            self.idle.put(device.load(files, shape))
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs = np.stack(list(self.pool.map(self._run, images.contiguous().numpy())))
+        if not np.isfinite(outputs).all():
+            raise InvalidConfiguration(
+                f"{self.device.name} {self.device.precision}: logits are not finite; this runtime computes "
+                "something else"
+            )
+        self.outputs.append(outputs)
+        return torch.from_numpy(outputs)
+
+    def _run(self, image: Images) -> Outputs:
+        session = self.idle.get()
+        try:
+            outputs: Outputs = session(image[None])[0]
+        finally:  # else the next image would wait for it for ever
+            self.idle.put(session)
+        return outputs
 
 
 def read_files(folder: Path, files: Sequence[File]) -> Files:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from onceforall.architecture import Architecture
 from onceforall.checkpoint import digest, save_network
 from onceforall.data.dataset import Data
-from onceforall.deploy.manifest import File, Finetuning
+from onceforall.deploy.choosing import Choosing
+from onceforall.deploy.exporting import Exporter
+from onceforall.deploy.manifest import File, Finetuning, Number, Specialized
 from onceforall.files import sha256
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.training.recipe import finetune
@@ -34,3 +38,35 @@ def tuned(
     path = folder / name / "finetuned.safetensors"
     save_network(path, network)
     return network, Finetuning(epochs, File(f"{name}/{path.name}", path.stat().st_size, sha256(path)))
+
+
+def finetuned(
+    choosing: Choosing, networks: Sequence[Specialized], epochs: int
+) -> tuple[list[Specialized], dict[str, Exporter]]:
+    """Go on training what was searched or given, and export it again. Interrupted, the training goes on as well.
+
+    Returns all networks, and what exports the tuned ones, by their name.
+    """
+    call, score = choosing.call, choosing.call.score
+    names = [network.name for network in networks if network.role in ("searched", "given")]
+    exporters: dict[str, Exporter] = {}
+    result = []
+    for network in networks:
+        if network.name not in names:
+            result.append(network)
+            continue
+        call.report("fine-tuning", len(exporters), len(names))
+        arch = network.architecture
+        own, tuning = tuned(call.supernet, arch, call.data, epochs, call.seed, call.out, network.name)
+        exporter = exporters[network.name] = Exporter(own, call.data, call.out, tuning.weights)
+        before = choosing.scores.of(arch, choosing.precisions.plain)
+        exports = choosing.exports(network, exporter)
+        after = choosing.scores.of(arch, choosing.precisions.plain, exporter)
+        note = f"fine-tuned for {epochs} epochs: label {score.name} {before:.2f} -> {score.text(after)}"
+        label = Number(after, score.unit, "measured")
+        attempts = (*network.attempts, note)
+        result.append(replace(network, finetuning=tuning, exports=exports, label_score=label, attempts=attempts))
+    if not names:
+        return result, exporters
+    call.report("fine-tuning", len(names), len(names))
+    return choosing.timed(result), exporters

@@ -1,20 +1,23 @@
 """What a specialisation promised and measured: the manifest.
 
 Every number is written with its value, its unit and its kind: measured (here, on this device and
-these images), or predicted (by a latency model or an accuracy predictor).
+these images), or predicted (by a latency model or an accuracy predictor); costs say what kind they are.
+Scores are named by their key: "test_top1" is the top-1 on the test images.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from onceforall import serial
 from onceforall.architecture import Architecture
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency
+from onceforall.deploy.scoring import TOP1, Score
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
 from onceforall.files import read_json_object
 from onceforall.predict.accuracy import PredictorQuality
@@ -23,21 +26,35 @@ from onceforall.predict.labels import Label
 Role = Literal["largest", "searched", "uniform", "given"]
 Kind = Literal["measured", "predicted"]
 
-FORMAT = "onceforall.manifest/3"
+FORMAT = "onceforall.manifest/4"
+READ = (FORMAT, "onceforall.manifest/3")  # /3 has standalone Python files beside the exports
 LATENCY = "latency.json"  # the latency model, beside the manifest
+PYTHON = "python"
+FOLLOWS = ("budget_met", "size", "standalone")  # from the rest, or is read apart
+# Records have slots: of others msgspec leaves out a field that was not given when it was read.
+SCORES = ("predicted_score", "label_score", "test_score")
 
 
-def number(value: float | None, unit: str, kind: Kind) -> dict[str, Any] | None:
-    """A number as the manifest writes it; None where there is none."""
-    return None if value is None or math.isnan(value) else {"value": value, "unit": unit, "kind": kind}
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number as the manifest writes it."""
+
+    value: float
+    unit: str
+    kind: Kind
 
 
-def value_of(entry: Mapping[str, Any] | None) -> float:
+def number(value: float | None, unit: str, kind: Kind) -> Number | None:
+    """A number with its unit and kind; None where there is none."""
+    return None if value is None or math.isnan(value) else Number(value, unit, kind)
+
+
+def value_of(entry: Number | None) -> float:
     """The inverse of `number`; NaN where there is none."""
-    return math.nan if entry is None else float(entry["value"])
+    return math.nan if entry is None else entry.value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """One file of an export, by its path inside the folder of the manifest."""
 
@@ -46,28 +63,29 @@ class File:
     sha256: str
 
 
-@dataclass
-class Export:
-    """A network as the files of one runtime in one precision, and what was measured of them there.
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A network as the files of one export in one precision, and what was measured of them in their runtime.
 
     kept: layers that stay in floating point in a quantised network. parity: the largest difference
-    between its logits and torch's in fp32, relative to the largest logit; agreement: how many percent
-    of test images both give the same class. `label_top1` is about the label images, `test_top1` about the
-    test images, both by these files in their runtime.
+    between its outputs and torch's in fp32, relative to the largest; agreement: how many percent
+    of test images both give the same class. label_score is about the label images, test_score about the
+    test images. not_verified: why none of this could be measured here.
     """
 
     device: str
     precision: str
     runtime: str
-    files: list[File]
-    kept: list[int] = field(default_factory=list)
-    parity: float = math.nan
-    agreement: float = math.nan
-    label_top1: float = math.nan
-    test_top1: float = math.nan
-    latency_ms: float = math.nan
-    latency_spread_ms: float = math.nan
-    memory_bytes: float = math.nan
+    files: tuple[File, ...]
+    kept: tuple[int, ...] = ()
+    parity: Number | None = None
+    agreement: Number | None = None
+    label_score: Number | None = None
+    test_score: Number | None = None
+    latency: Number | None = None
+    latency_spread: Number | None = None
+    peak_memory: Number | None = None
+    not_verified: str | None = None
 
     @property
     def bytes(self) -> int:
@@ -75,95 +93,72 @@ class Export:
         return sum(file.bytes for file in self.files)
 
     @property
+    def latency_ms(self) -> float:
+        """NaN where it was not timed."""
+        return value_of(self.latency)
+
+    @property
     def name(self) -> str:
         """Runtime and precision, as people say it."""
         kept = f", {len(self.kept)} layers fp32" if self.kept else ""
         return f"{self.device} {self.precision}{kept}"
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {
-            "device": self.device,
-            "precision": self.precision,
-            "runtime": self.runtime,
-            "kept": self.kept,
-            "files": [asdict(file) for file in self.files],
-            "size": number(self.bytes, "bytes", "measured"),
-            "parity": number(self.parity, "of the largest logit", "measured"),
-            "agreement": number(self.agreement, "percent", "measured"),
-            "label_top1": number(self.label_top1, "percent", "measured"),
-            "test_top1": number(self.test_top1, "percent", "measured"),
-            "latency": number(self.latency_ms, "ms", "measured"),
-            "latency_spread": number(self.latency_spread_ms, "ms", "measured"),
-            "peak_memory": number(self.memory_bytes, "bytes", "measured"),
-        }
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Export:
-        """The inverse of `to_json`."""
-        numbers = {
-            "parity": "parity",
-            "agreement": "agreement",
-            "label_top1": "label_top1",
-            "test_top1": "test_top1",
-            "latency_ms": "latency",
-            "latency_spread_ms": "latency_spread",
-            "memory_bytes": "peak_memory",
-        }
-        export = cls(value["device"], value["precision"], value["runtime"], _files(value["files"]), list(value["kept"]))
-        for name, key in numbers.items():
-            setattr(export, name, value_of(value[key]))
-        return export
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finetuning:
     """That a network went on training after it was chosen: for how long, and the weights that came out."""
 
     epochs: int
     weights: File
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Finetuning:
-        """The inverse of `asdict`."""
-        return cls(int(value["epochs"]), *_files([value["weights"]]))
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """One constraint of the searches, and what a network needs of it.
+
+    settings: those of the cost, by which `verify` finds the same one.
+    """
+
+    name: str
+    bound: float
+    unit: str
+    value: float
+    kind: str  # of the number: see CostModel
+    settings: Mapping[str, Any]
+
+    @property
+    def met(self) -> bool:
+        """Whether the bound holds."""
+        return self.value <= self.bound
 
 
-def _files(value: Sequence[Mapping[str, Any]]) -> list[File]:
-    return [File(str(file["path"]), int(file["bytes"]), str(file["sha256"])) for file in value]
-
-
-@dataclass
-class Network:
+@dataclass(frozen=True, slots=True)
+class Specialized:
     """One specialised network: what was promised, its exports, and which of them is the one to use.
 
-    Latency in ms at batch 1 on the device; top-1 in percent: `predicted_top1` and `label_top1` (torch, fp32)
-    are about the label images.
-    `predicted_top1` is about the supernet's weights, whatever fine-tuning made of them.
+    Latency in ms at batch 1 on the device. predicted_score and label_score (torch, fp32) are about the label
+    images; predicted_score is about the supernet's weights, whatever fine-tuning made of them. test_score: of
+    the network in torch, where no export could be run here.
     """
 
     role: Role
     budget: str | None
-    budget_ms: float | None
+    latency_budget_ms: float | None
     architecture: Architecture
     macs: int
     params: int
-    predicted_latency_ms: float
-    predicted_top1: float
-    label_top1: float = math.nan
-    exports: list[Export] = field(default_factory=list)
+    predicted_latency: Number | None
+    predicted_score: Number | None
+    label_score: Number | None = None
+    exports: tuple[Exported, ...] = ()
     chosen: int = 0
-    standalone: list[File] = field(default_factory=list)  # Python code and weights that need torch alone
-    attempts: list[str] = field(default_factory=list)
+    test_score: Number | None = None
+    constraints: tuple[Needed, ...] = ()
+    attempts: tuple[str, ...] = ()
     finetuning: Finetuning | None = None
 
     @property
-    def weights(self) -> File | None:
-        """Its own, where it went on training; else it has the supernet's."""
-        return self.finetuning.weights if self.finetuning else None
-
-    @property
-    def export(self) -> Export:
+    def export(self) -> Exported:
         """The export to use."""
         return self.exports[self.chosen]
 
@@ -173,9 +168,9 @@ class Network:
         return self.export.latency_ms
 
     @property
-    def test_top1(self) -> float:
-        """Of the export to use."""
-        return self.export.test_top1
+    def measured_score(self) -> float:
+        """On the test images: of the export to use, or in torch."""
+        return value_of(self.export.test_score or self.test_score)
 
     @property
     def name(self) -> str:
@@ -185,47 +180,38 @@ class Network:
     @property
     def budget_met(self) -> bool | None:
         """Whether the measured latency is within the budget; None where there is none."""
-        return None if self.budget_ms is None else self.measured_latency_ms <= self.budget_ms
+        return None if self.latency_budget_ms is None else self.measured_latency_ms <= self.latency_budget_ms
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object."""
-        return {
-            "role": self.role,
-            "budget": self.budget,
-            "latency_budget_ms": self.budget_ms,
-            "budget_met": self.budget_met,
-            "architecture": self.architecture.to_json(),
-            "macs": self.macs,
-            "params": self.params,
-            "predicted_latency": number(self.predicted_latency_ms, "ms", "predicted"),
-            "predicted_top1": number(self.predicted_top1, "percent", "predicted"),
-            "label_top1": number(self.label_top1, "percent", "measured"),
-            "exports": [export.to_json() for export in self.exports],
-            "chosen": self.chosen,
-            "standalone": [asdict(file) for file in self.standalone],
-            "attempts": self.attempts,
-            "finetuning": asdict(self.finetuning) if self.finetuning else None,
-        }
+    def to_json(self, score: Score) -> dict[str, Any]:
+        """A JSON object, in which scores have the name of this one."""
+        value = _renamed(serial.to_json(self), score, reading=False)
+        if self.test_score is None:
+            del value[f"test_{score.key}"]  # its exports have theirs
+        for export, entry in zip(self.exports, value["exports"], strict=True):
+            entry["size"] = asdict(Number(export.bytes, "bytes", "measured"))
+        return {**value, "budget_met": self.budget_met}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Network:
-        """The inverse of `to_json`."""
-        return cls(
-            value["role"],
-            value["budget"],
-            value["latency_budget_ms"],
-            Architecture.from_json(value["architecture"]),
-            int(value["macs"]),
-            int(value["params"]),
-            value_of(value["predicted_latency"]),
-            value_of(value["predicted_top1"]),
-            value_of(value["label_top1"]),
-            [Export.from_json(export) for export in value["exports"]],
-            int(value["chosen"]),
-            _files(value["standalone"]),
-            list(value["attempts"]),
-            Finetuning.from_json(value["finetuning"]) if value["finetuning"] else None,
-        )
+    def from_json(cls, value: Mapping[str, Any], score: Score) -> Specialized:
+        """The inverse of `to_json`; of format 3 as well. Raises IncompatibleCheckpoint."""
+        named = _renamed(value, score, reading=True)
+        found = serial.from_json(cls, named, "a manifest's network", IncompatibleCheckpoint)
+        if not value.get("standalone"):
+            return found
+        files = serial.from_json(tuple[File, ...], value["standalone"], "a list of files", IncompatibleCheckpoint)
+        return replace(found, exports=(*found.exports, Exported(PYTHON, "fp32", "torch", files)))
+
+
+def _renamed(value: Mapping[str, Any], score: Score, reading: bool) -> dict[str, Any]:
+    """A network and its exports with the names of scores as files have them, or, reading, as fields have them."""
+    names = {name: name.replace("score", score.key) for name in SCORES}
+    if reading:
+        names = {there: here for here, there in names.items()}
+        value = {key: entry for key, entry in value.items() if key not in FOLLOWS}
+    renamed = {names.get(key, key): entry for key, entry in value.items()}
+    if isinstance(value.get("exports"), Iterable):
+        renamed["exports"] = [_renamed(export, score, reading) for export in value["exports"]]
+    return renamed
 
 
 def folder_name(role: Role, budget: str | None) -> str:
@@ -237,12 +223,13 @@ def folder_name(role: Role, budget: str | None) -> str:
 class Specialization:
     """Everything a specialisation found; `to_json` is the manifest."""
 
-    networks: list[Network]
-    device: dict[str, Any]  # what the networks were measured on; the table says what it was built on
-    table: LatencyTable | LearnedLatency
+    networks: list[Specialized]
+    device: dict[str, Any] | None  # what the networks were measured on; the table says what it was built on
+    table: LatencyTable | LearnedLatency | None
     quality: PredictorQuality
     corrected: bool  # whether labels in another precision corrected the predictor
     labels: Sequence[Label]
+    score: Score
     about: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -250,43 +237,50 @@ class Specialization:
         return {
             "format": FORMAT,
             **self.about,
+            "score": asdict(self.score),
             "device": self.device,
-            "latency_model": {
-                "file": LATENCY,
-                "device": dict(self.table.device),
-                "differs": differences(self.table.device, self.device),
-                **self.table.summary(),
-                "validation": self.table.validation.to_json() if self.table.validation else None,
-            },
+            "latency_model": self._latency_model(),
             "predictor": {"file": "predictor.safetensors", "corrected": self.corrected, **self.quality.to_json()},
-            "networks": [network.to_json() for network in self.networks],
+            "networks": [network.to_json(self.score) for network in self.networks],
+        }
+
+    def _latency_model(self) -> dict[str, Any] | None:
+        if self.table is None:
+            return None
+        return {
+            "file": LATENCY,
+            "device": dict(self.table.device),
+            "differs": differences(self.table.device, self.device) if self.device else [],
+            **self.table.summary(),
+            "validation": self.table.validation.to_json() if self.table.validation else None,
         }
 
     def summary(self) -> dict[str, Any]:
         """The numbers of the table that people read, for one line of JSON."""
-        keys = (
-            "role",
-            "budget",
-            "budget_ms",
-            "predicted_latency_ms",
-            "measured_latency_ms",
-            "predicted_top1",
-            "test_top1",
-            "macs",
-            "params",
-        )
-        rounded = [
-            {
-                **{key: round(v, 4) if isinstance(v := getattr(network, key), float) else v for key in keys},
-                "export": network.export.name,
-            }
-            for network in self.networks
-        ]
-        validation = self.table.validation
+        validation = self.table.validation if self.table else None
         return {
-            "networks": rounded,
+            "networks": [self._row(network) for network in self.networks],
             "table": {k: round(v, 3) for k, v in asdict(validation.all).items()} if validation else None,
             "predictor": {k: round(v, 3) for k, v in self.quality.to_json().items()},
+        }
+
+    def _row(self, network: Specialized) -> dict[str, Any]:
+        numbers = {
+            "budget_ms": network.latency_budget_ms,
+            "predicted_latency_ms": value_of(network.predicted_latency),
+            "measured_latency_ms": network.measured_latency_ms,
+            f"predicted_{self.score.key}": value_of(network.predicted_score),
+            f"test_{self.score.key}": network.measured_score,
+        }
+        return {
+            "role": network.role,
+            "budget": network.budget,
+            **{key: None if v is None or math.isnan(v) else round(v, 4) for key, v in numbers.items()},
+            "budget_met": network.budget_met,
+            "macs": network.macs,
+            "params": network.params,
+            "constraints": {needed.name: needed.value for needed in network.constraints},
+            "export": network.export.name,
         }
 
 
@@ -302,7 +296,7 @@ def differences(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str
     return [f"{key}: {made_on.get(key, [])}, here {here.get(key, [])}" for key in differing(made_on, here)]
 
 
-def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Network]]:
+def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Specialized]]:
     """The manifest of a folder and its networks.
 
     Raises InvalidConfiguration where there is none, IncompatibleCheckpoint where it is foreign or not complete.
@@ -311,12 +305,18 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Network]]:
     value = read_json_object(path)
     if value.get("state") == "running":
         raise InvalidConfiguration(f"{path} is not complete: the same `ofa specialize` command goes on with it")
-    if value.get("format") != FORMAT:
+    if value.get("format") not in READ:
         raise IncompatibleCheckpoint(f"{path}: format {value.get('format')!r}, expected {FORMAT!r}")
     try:
-        networks = [Network.from_json(network) for network in value["networks"]]
+        networks = [Specialized.from_json(network, score_in(value)) for network in value["networks"]]
         for network in networks:
             _ = network.export
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, IncompatibleCheckpoint) as error:
         raise IncompatibleCheckpoint(f"{path}: not a manifest: {error!r}; specialise again") from error
     return value, networks
+
+
+def score_in(manifest: Mapping[str, Any]) -> Score:
+    """What a manifest's scores are: top-1 in those of format 3. Raises IncompatibleCheckpoint."""
+    said = manifest.get("score")
+    return serial.from_json(Score, said, "a score", IncompatibleCheckpoint) if said else TOP1

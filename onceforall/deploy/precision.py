@@ -1,25 +1,107 @@
-"""Which of two precisions of a device is faster."""
+"""Which precision of a device the searches are for, and which layers an int8 network keeps in floating point."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from onceforall.cost.profile import whole_network
-from onceforall.deploy.manifest import number
+from onceforall.deploy.call import Call, LabelScores, Report
+from onceforall.deploy.manifest import Number
 from onceforall.devices.device import Device
 from onceforall.devices.timing import Load, Turns, time_turns
+from onceforall.errors import InvalidConfiguration
+from onceforall.profiling.measuring import whole_network
 from onceforall.space import SearchSpace
 
+# First layers that may stay in floating point: their few channels differ most in range, and one scale serves them all.
+KEPT = ((), (0,), (0, 1), (0, 1, 2))
+QUANTIZED = ("int8", "bf16")
 RANDOM = 6  # networks that are timed beside the smallest and the largest
 TURNS, BURST_SECONDS = 9, 0.02
 
 
-def latency_ratio(
-    space: SearchSpace, low: Device, plain: Device, seed: int, report: Callable[[str, int, int], None]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Precisions:
+    """A device in fp32, the same in another precision where one was asked for, and which of them searches are for.
+
+    comparison: what was found, for the manifest; sensitivity: rows of what keeping layers gives, by runtime.
+    """
+
+    plain: Device | None
+    low: Device | None = None
+    faster: bool = False
+    comparison: dict[str, Any] | None = None
+    sensitivity: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def target(self) -> Device | None:
+        """What the searches are for."""
+        return self.low if self.faster else self.plain
+
+    @property
+    def devices(self) -> list[Device]:
+        """What every network is exported for."""
+        return [device for device in (self.low, self.plain) if device is not None]
+
+
+def quantized(device: Device | None, precision: str | None) -> Device | None:
+    """The device in the precision that was asked for. Raises InvalidConfiguration where that makes no sense."""
+    if precision is None:
+        return None
+    if precision not in QUANTIZED:
+        raise InvalidConfiguration(f"quantize {precision!r}: choices are {', '.join(QUANTIZED)}")
+    if device is None:
+        raise InvalidConfiguration(f"quantize {precision!r} without a device: give one, or exports in that precision")
+    if device.precision != "fp32":
+        raise InvalidConfiguration(f"quantize {precision!r} on a device in {device.precision}: give one in fp32")
+    if not device.is_here:
+        raise InvalidConfiguration(
+            f"quantize on {device.name}: precisions cannot be compared from here; specialise for one of them, or there"
+        )
+    return device.at(precision)
+
+
+def choose_precision(
+    call: Call, scores: LabelScores, plain: Device | None, low: Device | None, full_int8: bool
+) -> Precisions:
+    """The searches are for the quantised precision if it is faster."""
+    if low is None or plain is None:
+        return Precisions(plain)
+    low, sensitivity = keep_sensitive(call, scores, low, full_int8)
+    chosen = low  # for the closure
+    step = f"precision {low.precision} {list(low.kept)}"
+    found = call.done.once(step, lambda: latency_ratio(call.space, chosen, plain, call.seed, call.report))
+    faster = bool(found["latency_ratio"]["value"] < 1)
+    verdict = "faster than fp32" if faster else "no faster than fp32: searched for fp32, exported in both"
+    return Precisions(plain, low, faster, {**found, "verdict": verdict, "kept": list(low.kept)}, sensitivity)
+
+
+def keep_sensitive(
+    call: Call, scores: LabelScores, device: Device, full_int8: bool
+) -> tuple[Device, dict[str, list[dict[str, Any]]]]:
+    """The device with those first layers in fp32 with which the largest network scores best on the label images.
+
+    And what was found, by runtime, for the manifest.
+    """
+    if device.precision != "int8" or not device.keeps_layers or full_int8:
+        return device, {}
+    largest, score = call.space.largest(), call.score
+    found = []
+    for index, kept in enumerate(KEPT):
+        call.report("sensitive layers", index, len(KEPT))
+        found.append(scores.of(largest, device.keeping(kept)))
+    call.report("sensitive layers", len(KEPT), len(KEPT))
+    rows = [
+        {"kept": list(kept), f"label_{score.key}": asdict(Number(value, score.unit, "measured"))}
+        for kept, value in zip(KEPT, found, strict=True)
+    ]
+    best = int(np.argmax([score.goal(value) for value in found]))
+    return device.keeping(KEPT[best]), {device.name: rows}
+
+
+def latency_ratio(space: SearchSpace, low: Device, plain: Device, seed: int, report: Report) -> dict[str, Any]:
     """How much of its time in `plain` a network takes in `low`: the median over networks, as the manifest has it."""
     rng = np.random.default_rng(seed)
     chosen = [space.smallest(), space.largest(), *(space.sample(rng) for _ in range(RANDOM))]
@@ -32,6 +114,6 @@ def latency_ratio(
     report("which precision is faster", len(chosen), len(chosen))
     return {
         "precision": low.precision,
-        "latency_ratio": number(float(np.median(ms[:, 0] / ms[:, 1])), "of fp32", "measured"),
+        "latency_ratio": asdict(Number(float(np.median(ms[:, 0] / ms[:, 1])), "of fp32", "measured")),
         "networks": len(chosen),
     }

@@ -6,32 +6,43 @@ runtime rounds otherwise; a latency is only compared where runtime, machine and 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onceforall import spaces
+from onceforall import cost, spaces
 from onceforall.checkpoint import load_network
 from onceforall.cost.analytic import macs, params
-from onceforall.cost.profile import WHOLE, image_shape
 from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import Data
-from onceforall.deploy.exporting import PARITY, Exporter, logits_of, read_files
-from onceforall.deploy.manifest import Export, Network, differing, read_manifest
-from onceforall.devices import by_name
-from onceforall.devices.device import Device
+from onceforall.deploy import exports
+from onceforall.deploy.choosing import settings_of
+from onceforall.deploy.exporting import PARITY, Exporter, read_files, run_files
+from onceforall.deploy.manifest import (
+    Exported,
+    Needed,
+    Number,
+    Specialized,
+    differing,
+    read_manifest,
+    score_in,
+    value_of,
+)
+from onceforall.deploy.scoring import Score
+from onceforall.devices.device import Device, Files
 from onceforall.devices.memory import measure_memory
-from onceforall.devices.timing import summarise, time_turns
+from onceforall.devices.timing import time_turns
 from onceforall.errors import BrokenClaim, InvalidConfiguration, OFAError
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import load_predictor
+from onceforall.profiling.measuring import WHOLE, image_shape, summarise
 
-SAME_TOP1 = 0.05  # points, of the same version of a runtime
-OTHER_TOP1 = 0.3  # of another
+SAME_SCORE = 0.05  # points, of the same version of a runtime
+OTHER_SCORE = 0.3  # of another
 MEMORY = 0.25  # share by which peak memory may be larger, beside 1 MiB
-LATENCY = 0.1  # share by which a shared machine may be slower at another moment, beside three spreads
+SLOWER = 0.1  # share by which a shared machine may be slower at another moment, beside the spread found here,
+SLOWER_AT_MOST = 0.25  # and both together: a noisy clock makes no claim true
 MOMENTS = 3  # at which it may be as fast as the manifest says: whatever else runs only makes it slower
 
 
@@ -62,132 +73,155 @@ def verify(
         yield Claim("data", str(manifest["data"].get("name")), f"{data.name}, not the same images", repeated=False)
         data = None
     space = spaces.from_json(manifest["space"])
-    model = load_latency(folder / manifest["latency_model"]["file"])
+    score, described = score_in(manifest), manifest["device"] or {}
+    model = load_latency(folder / manifest["latency_model"]["file"]) if manifest["latency_model"] else None
     predictor = load_predictor(folder / manifest["predictor"]["file"])
     exporter = Exporter(supernet, data, folder) if supernet is not None and data is not None else None
     devices: dict[tuple[str, str], Device | str] = {}
     for network in networks:
-        arch = network.architecture
-        layers = space.lower(arch)
+        layers = space.lower(network.architecture)
         yield _equal(f"{network.name}: MACs", str(network.macs), str(macs(layers)))
         yield _equal(f"{network.name}: parameters", str(network.params), str(params(layers)))
-        yield _equal(
-            f"{network.name}: predicted latency",
-            f"{network.predicted_latency_ms:.4f} ms",
-            f"{model.cost(layers):.4f} ms",
-        )
+        for needed in network.constraints:
+            yield _constraint(network, needed, layers)
+        if model is not None:
+            yield _number(f"{network.name}: predicted latency", network.predicted_latency, model.cost(layers), 4)
         if not manifest["predictor"]["corrected"]:
-            stated, found = (f"{top1:.2f} %" for top1 in (network.predicted_top1, predictor.predict([arch])[0]))
-            yield _equal(f"{network.name}: predicted top-1", stated, found)
+            found = score.goal(float(predictor.predict([network.architecture])[0]))
+            yield _number(f"{network.name}: predicted {score.name}", network.predicted_score, found, 2)
         judge = exporter
-        if network.weights:
-            (size,) = map(len, read_files(folder, [network.weights]).values())
-            yield Claim(f"{network.name}: fine-tuned weights, sha256", f"{size} bytes", f"{size} bytes")
-            judge = Exporter(load_network(folder / network.weights.path), data, folder) if data is not None else None
-        if network.standalone:
-            size = sum(map(len, read_files(folder, network.standalone).values()))
-            yield Claim(f"{network.name}: standalone files, sha256", f"{size} bytes", f"{size} bytes")
+        if network.finetuning:
+            weights = network.finetuning.weights
+            yield _intact(f"{network.name}: fine-tuned weights", read_files(folder, [weights]))
+            judge = Exporter(load_network(folder / weights.path), data, folder) if data is not None else None
+        if network.test_score is not None and judge is not None:
+            measured = judge.in_torch(network.architecture, "test")
+            about = f"{network.name}, in torch: test {score.name}"
+            yield _near(about, network.test_score.value, measured, SAME_SCORE, score)
         for export in network.exports:
             about = f"{network.name}, {export.name}"
             files = read_files(folder, export.files)
-            yield Claim(f"{about}: files, sha256", f"{export.bytes} bytes", f"{export.bytes} bytes")
+            yield _intact(f"{about}: files", files)
             key = (export.device, export.precision)
-            device = devices.setdefault(key, _device(*key, manifest["device"]["threads"]))
+            device = devices.setdefault(key, _device(*key, described.get("threads", 1)))
             if isinstance(device, str):
                 yield Claim(f"{about}: accuracy, latency", export.runtime, device, repeated=False)
                 continue
             if export.kept:
                 device = device.keeping(export.kept)
-            yield from _accuracy(about, network, export, device, files, data, judge)
-            yield from _latency(about, network, export, device, files, manifest["device"])
-            if not math.isnan(export.memory_bytes):
-                yield _memory(about, network, export, device, files)
+            yield from _score(about, network, export, device, files, data, judge, score)
+            yield from _latency(about, network, export, device, files, described)
+            if export.peak_memory is not None:
+                yield _memory(about, network, export.peak_memory.value, device, files)
 
 
-def _accuracy(
+def _constraint(network: Specialized, needed: Needed, layers: Any) -> Claim:
+    """What a network needs of a cost, computed again, and whether it keeps the bound that it was chosen under."""
+    about, stated = f"{network.name}: {needed.name}", f"{needed.value:.6g} {needed.unit}"
+    models = [cost.by_name(name) for name in cost.names()]
+    same = [m for m in models if (m.name, m.unit, settings_of(m)) == (needed.name, needed.unit, needed.settings)]
+    if not same:
+        return Claim(about, stated, "no cost of this name and these settings is known here", repeated=False)
+    claim = _equal(about, stated, f"{same[0].cost(layers):.6g} {needed.unit}")
+    if network.role in ("searched", "uniform") and not needed.met:
+        raise BrokenClaim(f"{about}: the manifest says {stated}, which is more than its bound of {needed.bound:.6g}")
+    return claim
+
+
+def _score(
     about: str,
-    network: Network,
-    export: Export,
+    network: Specialized,
+    export: Exported,
     device: Device,
-    files: Any,
+    files: Files,
     data: Data | None,
     exporter: Exporter | None,
+    score: Score,
 ) -> Iterator[Claim]:
-    stated = f"{export.test_top1:.2f} %"
+    stated = value_of(export.test_score)
     if data is None:
-        yield Claim(f"{about}: test top-1", stated, "the data set is not here: give --data", repeated=False)
+        found = "the data set is not here: give --data"
+        yield Claim(f"{about}: test {score.name}", score.text(stated), found, repeated=False)
         return
     arch = network.architecture
     if exporter is not None:
-        found, parity, _ = exporter.judge(arch, device, files, "test")
-        allowed = PARITY if export.precision == "fp32" else max(PARITY, 2 * export.parity)
-        said = f"{export.parity:.1e}, at most {allowed:.1e}"
+        measured, parity, _ = exporter.judge(arch, device, files, "test")
+        allowed = PARITY if export.precision == "fp32" else max(PARITY, 2 * value_of(export.parity))
+        said = f"{value_of(export.parity):.1e}, at most {allowed:.1e}"
         yield _holds(f"{about}: parity with torch", said, f"{parity:.1e}", parity <= allowed)
     else:
-        correct = count = 0
-        batches = data.batches("test", arch.resolution)
-        for labels, logits in logits_of(device, files, image_shape(arch), batches):
-            correct += int((logits.argmax(1) == labels.numpy()).sum())
-            count += len(labels)
-        found = 100 * correct / count
+        measured, _ = run_files(device, files, image_shape(arch), data, data.batches("test", arch.resolution))
     same = str(device.describe()["runtime"]) == export.runtime
-    allowed = SAME_TOP1 if same else OTHER_TOP1
-    yield _holds(
-        f"{about}: test top-1",
-        f"{stated}, to {allowed} points",
-        f"{found:.2f} %",
-        abs(found - export.test_top1) <= allowed,
-    )
+    allowed = SAME_SCORE if same else OTHER_SCORE
+    yield _near(f"{about}: test {score.name}", stated, measured, allowed, score)
 
 
 def _latency(
-    about: str, network: Network, export: Export, device: Device, files: Any, described: dict[str, Any]
+    about: str, network: Specialized, export: Exported, device: Device, files: Files, described: Mapping[str, Any]
 ) -> Iterator[Claim]:
-    if math.isnan(export.latency_ms):
+    """At the best of a few moments no slower than the claim, a fixed share, and the spread found here, within bounds.
+
+    The spread in the manifest is a claim itself: it allows nothing.
+    """
+    if export.latency is None:
         return
-    stated = f"{export.latency_ms:.3f} ms"
+    about, claimed = f"{about}: latency", export.latency.value
+    stated = f"{claimed:.3f} ms"
     if not device.is_here:
-        yield Claim(f"{about}: latency", stated, f"measured on another machine, {export.device}", repeated=False)
+        yield Claim(about, stated, f"measured on another machine, {export.device}", repeated=False)
         return
     own = device.describe()
-    changed = {"precision": export.precision, "name": export.device, "runtime": export.runtime, "kept": export.kept}
+    changed = {"precision": export.precision, "name": export.device, "runtime": export.runtime, "kept": [*export.kept]}
     # What a runtime says beyond name and version (its provider) is of no other runtime's description.
     different = differing({**described, **changed}, own)
     if different:
         here = ", ".join(f"{key} {own.get(key)}" for key in different)
-        yield Claim(
-            f"{about}: latency", stated, f"another device ({here}): profile and specialise here", repeated=False
-        )
+        yield Claim(about, stated, f"another device ({here}): profile and specialise here", repeated=False)
         return
-    shape = image_shape(network.architecture)
-    load = device.loader(files, shape)
+    load = device.loader(files, image_shape(network.architecture))
     for _ in range(MOMENTS):
         found = summarise(time_turns([load], WHOLE)[0])
-        allowed = export.latency_ms * (1 + LATENCY) + 3 * max(export.latency_spread_ms, found.spread)
+        allowed = claimed + min(SLOWER * claimed + found.spread, SLOWER_AT_MOST * claimed)
         if found.median <= allowed:
             break
-    yield _holds(
-        f"{about}: latency", f"{stated}, at most {allowed:.3f} ms", f"{found.median:.3f} ms", found.median <= allowed
-    )
+    said = f"{stated}, at most {allowed:.3f} ms"
+    yield _holds(about, said, f"{found.median:.3f} ms", found.median <= allowed)
 
 
-def _memory(about: str, network: Network, export: Export, device: Device, files: Any) -> Claim:
+def _memory(about: str, network: Specialized, claimed: float, device: Device, files: Files) -> Claim:
     about = f"{about}: peak memory"
     try:
         found = measure_memory(device, files, image_shape(network.architecture))
     except InvalidConfiguration as error:
-        return Claim(about, f"{export.memory_bytes / 2**20:.1f} MiB", str(error), repeated=False)
-    allowed = (1 + MEMORY) * export.memory_bytes + 2**20
-    stated = f"{export.memory_bytes / 2**20:.1f} MiB, at most {allowed / 2**20:.1f} MiB"
+        return Claim(about, f"{claimed / 2**20:.1f} MiB", str(error), repeated=False)
+    allowed = (1 + MEMORY) * claimed + 2**20
+    stated = f"{claimed / 2**20:.1f} MiB, at most {allowed / 2**20:.1f} MiB"
     return _holds(about, stated, f"{found / 2**20:.1f} MiB", found <= allowed)
 
 
 def _device(name: str, precision: str, threads: int) -> Device | str:
-    """A device, or why it is not here."""
+    """What runs an export, or why nothing here does."""
     try:
-        return by_name(name, threads, precision)
+        export = exports.by_name(name, threads, precision)
     except OFAError as error:
         return str(error)
+    return export.device or export.problem
+
+
+def _intact(about: str, files: Files) -> Claim:
+    """That files, which were read and so are those of the manifest, are."""
+    size = f"{sum(map(len, files.values()))} bytes"
+    return Claim(f"{about}, sha256", size, size)
+
+
+def _number(about: str, stated: Number | None, found: float, digits: int) -> Claim:
+    unit = stated.unit.replace("percent", "%") if stated else ""
+    return _equal(about, f"{value_of(stated):.{digits}f} {unit}", f"{found:.{digits}f} {unit}")
+
+
+def _near(about: str, stated: float, found: float, allowed: float, score: Score) -> Claim:
+    said = f"{score.text(stated)}, to {allowed} points"
+    return _holds(about, said, score.text(found), abs(found - stated) <= allowed)
 
 
 def _equal(about: str, stated: str, found: str) -> Claim:

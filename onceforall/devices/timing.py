@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onceforall.cost.latency import Timing
 from onceforall.devices.measure import orders, time_turn
 from onceforall.errors import InvalidConfiguration
 
@@ -62,9 +61,3 @@ def time_turns(
             result.append(turn)
             keep(turn)
     return np.stack(result, axis=1)
-
-
-def summarise(turns: Turn) -> Timing:
-    """Median, half the interquartile range, and number of the turns of one network (ms)."""
-    low, median, high = np.percentile(turns, [25, 50, 75])
-    return Timing(float(median), float(high - low) / 2, len(turns))

@@ -15,13 +15,13 @@ from onceforall import cli, zoo
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, WeightBytes
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.model import CostModel
-from onceforall.cost.profile import measure_latency
 from onceforall.data.dataset import ImageData
 from onceforall.devices.timing import Turns
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.predict.labels import Label
+from onceforall.profiling.measuring import measure_latency
 from onceforall.search.pareto import Front
 from onceforall.search.result import SearchResult
 from onceforall.space import SearchSpace
@@ -41,7 +41,9 @@ def search(
     monkeypatch.setattr(commands, "open_data", lambda *given: tiny_data)
     monkeypatch.setattr(commands, "MLPPredictor", lambda space, seed: MLPPredictor(space, seed=seed, epochs=5))
     monkeypatch.setattr(commands, "run_front", partial(commands.run_front, generations=2, population=10, rounds=1))
-    monkeypatch.setattr(commands, "measure_latency", partial(measure_latency, turns=Turns(2, 0.001)))
+    monkeypatch.setattr(
+        "onceforall.profiling.confirming.measure_latency", partial(measure_latency, turns=Turns(2, 0.001))
+    )
 
     def run(*arguments: object) -> dict[str, Any]:
         given = ["search", "--out", tmp_path / "result.json", "--generations", 2, *arguments]
@@ -82,6 +84,15 @@ def test_bounds_are_in_the_units_that_the_help_says(search: Search, tiny_space: 
         assert (cost["name"], cost["unit"]) == (model.name, model.unit)
         assert cost["bound"] == pytest.approx(bounds[option][0])
         assert cost["value"] == model.cost(layers) <= cost["bound"]
+
+
+def test_any_cost_that_is_known_bounds_a_search(search: Search, tiny_space: SearchSpace) -> None:
+    largest = tiny_space.lower(tiny_space.largest())
+    found = search("--limit", "macs <= 60%", "--limit", "memory <= 1 MiB")
+    bounds = {cost["name"]: cost["bound"] for cost in found["predicted_costs"]}
+    assert bounds == {"MACs": 0.6 * MACs().cost(largest), "peak activation memory": 2**20}
+    with pytest.raises(InvalidConfiguration, match="cost 'energy': choices are macs, params, memory, weights"):
+        search("--limit", "energy <= 1 mJ")
 
 
 def test_latencies_and_tables_are_paired_in_order(search: Search, tables: list[Path], tiny_space: SearchSpace) -> None:

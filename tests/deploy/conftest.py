@@ -4,26 +4,44 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from onceforall.cost.analytic import macs
-from onceforall.cost.latency import LatencyTable
-from onceforall.deploy.job import Job
-from onceforall.deploy.manifest import Export, Network
+from onceforall.cost.latency import LatencyTable, Timing
+from onceforall.deploy.call import Call, LabelScores
+from onceforall.deploy.manifest import Specialized, value_of
+from onceforall.devices.device import Files
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label, plan
 from onceforall.space import SearchSpace
 
 
 @pytest.fixture(autouse=True)
-def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is what the files take: a process of its own for each export takes seconds, and never the same."""
-    for module in ("job", "verify"):
-        monkeypatch.setattr(
-            f"onceforall.deploy.{module}.measure_memory", lambda device, files, shape: sum(map(len, files.values()))
-        )
+def ideal_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every network takes half a millisecond, whenever it is timed, and as much memory as its files."""
+    make_ideal(monkeypatch)
 
 
-Clock = Callable[[Job, Sequence[tuple[Network, Export]]], None]
+@pytest.fixture(scope="module")
+def ideal() -> Callable[[pytest.MonkeyPatch], None]:
+    """The same for fixtures of a module, which come before those of a test."""
+    return make_ideal
+
+
+def make_ideal(patch: pytest.MonkeyPatch) -> None:
+    def memory(device: object, files: Files, shape: object) -> int:
+        return sum(map(len, files.values()))
+
+    def clock(loads: Sequence[object], turns: object, **given: object) -> NDArray[np.float64]:
+        return np.full((len(loads), 9), 0.5)
+
+    for module in ("finishing", "verify"):
+        patch.setattr(f"onceforall.deploy.{module}.measure_memory", memory)
+    for module in ("latencies", "verify", "precision"):
+        patch.setattr(f"onceforall.deploy.{module}.time_turns", clock)
+
+
+Clock = Callable[[Call, LabelScores, Sequence[tuple[Specialized, object, object]]], list[Timing]]
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +74,14 @@ def made_up_labels() -> Callable[[SearchSpace, int], list[Label]]:
 
 @pytest.fixture(scope="session")
 def slower() -> Callable[[float], Clock]:
-    """A clock for tests, in the place of `Job.time`: so many times slower than the table says."""
+    """A clock for tests, in the place of `latencies.time_exports`: so many times slower than the table says."""
 
     def clock(factor: float) -> Clock:
-        def time(job: Job, exports: Sequence[tuple[Network, Export]]) -> None:
-            for network, export in exports:
-                export.latency_ms, export.latency_spread_ms = factor * network.predicted_latency_ms, 0.0
+        def time(
+            call: Call, scores: LabelScores, exports: Sequence[tuple[Specialized, object, object]]
+        ) -> list[Timing]:
+            return [Timing(factor * value_of(network.predicted_latency), 0.0, 9) for network, *_ in exports]
 
         return time
 
     return clock
-
-
-@pytest.fixture
-def same_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock of a machine that does nothing else."""
-    import onceforall.deploy.verify as module
-
-    monkeypatch.setattr(module, "LATENCY", 100.0)

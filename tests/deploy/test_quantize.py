@@ -12,13 +12,14 @@ import torch
 from onceforall.cost.analytic import MACs, PeakActivationMemory
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.profile import profile
 from onceforall.cost.saved import load_latency
 from onceforall.data.dataset import ImageData
-from onceforall.deploy.exporting import Exporter, logits_of
-from onceforall.deploy.job import Job
-from onceforall.deploy.manifest import Export, File, Network, Specialization
-from onceforall.deploy.precision import latency_ratio
+from onceforall.deploy.call import Call, LabelScores
+from onceforall.deploy.exporting import Exporter, run_files
+from onceforall.deploy.exports import PythonExport
+from onceforall.deploy.latencies import export_to_use
+from onceforall.deploy.manifest import Exported, File, Number, Specialization, Specialized, value_of
+from onceforall.deploy.precision import Precisions, latency_ratio
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.steps import FinishedSteps
 from onceforall.deploy.verify import verify
@@ -29,22 +30,18 @@ from onceforall.devices.remote import RemoteDevice
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, MeasurementPending
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label
+from onceforall.profiling.profile import profile
 from onceforall.report import tables
 from onceforall.search.pricing import PriceTable
 
-Clocks = Callable[[float], Callable[[Job, Sequence[tuple[Network, Export]]], None]]
+Clocks = Callable[[float], Callable[..., Any]]
+TIME = "onceforall.deploy.latencies.time_exports"
+VERIFIED = "onceforall.deploy.specialize.verified"
 
 
-def job_of(supernet: Supernet, data: ImageData, out: Path, quantize: str | None = "int8", max_drop: float = 0.5) -> Job:
-    return Job(
-        supernet, [], data, OnnxRuntimeDevice(), out, FinishedSteps(out / "steps.jsonl", {}),
-        limits=(), quantize=quantize, max_drop=max_drop, full_int8=False, candidates=1, seed=0,
-        report=lambda step, done, total: None,
-    )  # fmt: skip
-
-
-def measured(precision: str, latency_ms: float, label_top1: float, kept: Sequence[int] = ()) -> Export:
-    return Export("onnxruntime", precision, "", [], list(kept), label_top1=label_top1, latency_ms=latency_ms)
+def measured(precision: str, latency_ms: float, label_top1: float) -> Exported:
+    label, latency = Number(label_top1, "percent", "measured"), Number(latency_ms, "ms", "measured")
+    return Exported("onnxruntime", precision, "", (), label_score=label, latency=latency)
 
 
 @pytest.mark.parametrize(
@@ -59,16 +56,15 @@ def measured(precision: str, latency_ms: float, label_top1: float, kept: Sequenc
     ],
 )
 def test_the_fastest_export_that_is_accurate_enough_is_used(
-    exports: list[tuple[str, float, float]], chosen: int, supernet: Supernet, tiny_data: ImageData, tmp_path: Path
+    exports: list[tuple[str, float, float]], chosen: int, supernet: Supernet
 ) -> None:
-    job = job_of(supernet, tiny_data, tmp_path)
-    network = Network("searched", "3 ms", 3.0, supernet.space.smallest(), 1, 1, 1.0, 80.0)
-    network.exports = [measured(*export) for export in exports]
-    assert job.choice(network) == chosen
+    found = tuple(measured(*export) for export in exports)
+    network = Specialized("searched", "3 ms", 3.0, supernet.space.smallest(), 1, 1, None, None, exports=found)
+    precisions = Precisions(OnnxRuntimeDevice(), OnnxRuntimeDevice(1, "int8"))
+    assert export_to_use(network, precisions, max_drop=0.5) == chosen
 
 
 @pytest.mark.parametrize("ratio", [0.5, 2.0])
-@pytest.mark.usefixtures("same_speed")
 def test_both_precisions_are_exported_and_measured(
     ratio: float,
     supernet: Supernet,
@@ -78,9 +74,9 @@ def test_both_precisions_are_exported_and_measured(
     monkeypatch: pytest.MonkeyPatch,
     slower: Clocks,
 ) -> None:
-    def synthetic(job: Job, table: None, out: Path, report: object) -> LatencyTable:
-        made = LatencyTable.synthetic(job.space)
-        made.save(out / "latency.json")
+    def synthetic(call: Call, device: object, table: None) -> LatencyTable:
+        made = LatencyTable.synthetic(call.space)
+        made.save(call.out / "latency.json")
         return made
 
     given = {
@@ -88,9 +84,9 @@ def test_both_precisions_are_exported_and_measured(
         "latency_ratio": {"value": ratio, "unit": "of fp32", "kind": "measured"},
         "networks": 8,
     }
-    monkeypatch.setattr("onceforall.deploy.job.latency_ratio", lambda *asked: given)
-    monkeypatch.setattr(Job, "time", slower(0.9))
-    monkeypatch.setattr("onceforall.deploy.specialize._latency_model", synthetic)
+    monkeypatch.setattr("onceforall.deploy.precision.latency_ratio", lambda *asked: given)
+    monkeypatch.setattr(TIME, slower(0.9))
+    monkeypatch.setattr("onceforall.deploy.specialize.latency_model", synthetic)
     found = specialize(
         supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("80%",) if ratio > 1 else (),
         quantize="int8", quantized_labels=6, candidates=1, max_drop=100,
@@ -104,24 +100,33 @@ def test_both_precisions_are_exported_and_measured(
     assert found.corrected == (ratio < 1)
     for network in found.networks:
         assert [export.precision for export in network.exports] == ["int8", "fp32"]
-        assert [export.kept for export in network.exports] == [compared["kept"], []]
+        assert [list(export.kept) for export in network.exports] == [compared["kept"], []]
         for export in network.exports:
-            assert 0 <= export.label_top1 <= 100
-            assert 0 <= export.test_top1 <= 100
-            assert (export.parity > 1e-4) == (export.precision == "int8")
+            assert 0 <= value_of(export.label_score) <= 100
+            assert 0 <= value_of(export.test_score) <= 100
+            assert (value_of(export.parity) > 1e-4) == (export.precision == "int8")
     assert tables.exports(found).row_count == sum(len(network.exports) for network in found.networks)
+    measured = iter(export.latency_ms for network in found.networks for export in network.exports)
+    monkeypatch.setattr("onceforall.deploy.verify.time_turns", lambda loads, turns: [[next(measured)]])
     claims = list(verify(tmp_path, tiny_data, supernet))
     assert all(claim.repeated for claim in claims)
     assert any("int8" in claim.about and claim.about.endswith("parity with torch") for claim in claims)
     assert any("predicted top-1" in claim.about for claim in claims) == (ratio > 1)  # a corrected one is of the call
 
 
-def test_which_precision_is_faster_is_measured(supernet: Supernet) -> None:
+def test_which_precision_is_faster_is_measured(supernet: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The median of the ratios of each network's two times."""
+
+    def clock(loads: Sequence[object], turns: object) -> np.ndarray:
+        ratios = np.linspace(0.2, 0.9, len(loads) // 2)
+        return np.array([[ms] * 9 for number, ratio in enumerate(ratios, 1) for ms in (number * ratio, number)])
+
+    monkeypatch.setattr("onceforall.deploy.precision.time_turns", clock)
     found = latency_ratio(
         supernet.space, OnnxRuntimeDevice(1, "int8"), OnnxRuntimeDevice(), 0, lambda step, done, total: None
     )
     assert (found["precision"], found["networks"]) == ("int8", 8)
-    assert 0.05 < found["latency_ratio"]["value"] < 20
+    assert found["latency_ratio"] == {"value": pytest.approx(0.55), "unit": "of fp32", "kind": "measured"}
 
 
 def test_without_a_latency_model_one_is_made_once_and_found_again(
@@ -134,20 +139,20 @@ def test_without_a_latency_model_one_is_made_once_and_found_again(
         made.append(profile(*given, **settings, **few))
         return made[-1]
 
-    def killed(job: Job, networks: object) -> None:
+    def killed(*given: object) -> None:
         raise KeyboardInterrupt
 
     def call() -> Specialization:
         return specialize(supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=())
 
-    monkeypatch.setattr("onceforall.deploy.specialize.profile", short)
-    verify_all = Job.verify
-    monkeypatch.setattr(Job, "verify", killed)
-    with pytest.raises(KeyboardInterrupt):
-        call()
-    monkeypatch.setattr(Job, "verify", verify_all)
+    monkeypatch.setattr("onceforall.deploy.twins.profile", short)
+    with monkeypatch.context() as patch:
+        patch.setattr(VERIFIED, killed)
+        with pytest.raises(KeyboardInterrupt):
+            call()
     found = call()
     assert len(made) == 1
+    assert found.table is not None
     assert found.table == load_latency(tmp_path / "latency.json")
     assert found.table.to_json() == made[0].to_json()
     assert not {"latency.part", "steps.jsonl"} & {path.name for path in tmp_path.iterdir()}
@@ -160,9 +165,9 @@ def test_a_device_that_another_process_cannot_make_has_no_memory_figure(
     class Mine(OnnxRuntimeDevice):
         """Of this function: nobody can import it."""
 
-    monkeypatch.setattr("onceforall.deploy.job.measure_memory", measure_memory)
+    monkeypatch.setattr("onceforall.deploy.finishing.measure_memory", measure_memory)
     (largest,) = specialize(supernet, labels, tiny_data, Mine(), tmp_path, budgets=(), table=table).networks
-    assert np.isnan(largest.export.memory_bytes)
+    assert largest.export.peak_memory is None
     assert "NaN" not in (tmp_path / "manifest.json").read_text()
     assert "nan" not in (tmp_path / "MODEL_CARD.md").read_text()
 
@@ -176,7 +181,7 @@ def test_limits_bind_every_network_but_the_largest(
     monkeypatch: pytest.MonkeyPatch,
     slower: Clocks,
 ) -> None:
-    monkeypatch.setattr(Job, "time", slower(1.0))
+    monkeypatch.setattr(TIME, slower(1.0))
     space = supernet.space
     least = float(PriceTable(space, PeakActivationMemory()).cheapest()[1].min())
     limits = [
@@ -200,37 +205,39 @@ def test_sensitive_layers_of_further_exports_are_found_as_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     accuracies = {(): 10.0, (0,): 30.0, (0, 1): 20.0, (0, 1, 2): 30.0}
-    monkeypatch.setattr(Job, "_label_top1", lambda self, arch, device: accuracies[tuple(device.kept)])
+    monkeypatch.setattr(LabelScores, "of", lambda self, arch, device: accuracies[tuple(device.kept)])
     found = specialize(
         supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), table=table, full_int8=full,
         exports=[OnnxRuntimeDevice(1, "int8")],
     )  # fmt: skip
     (largest,) = found.networks
-    assert [export.kept for export in largest.exports] == [[], [] if full else [0]]
+    assert [export.kept for export in largest.exports] == [(), () if full else (0,)]
     assert (tmp_path / "MODEL_CARD.md").read_text().count("fp32, onnxruntime | label top-1") == (not full)
     assert len(found.about["sensitivity"].get("onnxruntime", [])) == (0 if full else 4)
 
 
-@pytest.mark.usefixtures("same_speed")
 def test_further_runtimes_are_verified_as_well(
     supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path
 ) -> None:
     from onceforall.devices.torch import TorchDevice
 
     found = specialize(
-        supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), table=table, exports=[TorchDevice()],
-        standalone=True,
+        supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), table=table,
+        exports=[TorchDevice(), PythonExport()],
     )  # fmt: skip
     (largest,) = found.networks
-    assert [export.name for export in largest.exports] == ["onnxruntime fp32", "torch fp32"]
-    own, other = largest.exports
+    assert [export.name for export in largest.exports] == ["onnxruntime fp32", "torch fp32", "python fp32"]
+    own, other, code = largest.exports
     assert largest.export is own
-    assert other.parity < 1e-4
-    assert other.test_top1 == pytest.approx(own.test_top1, abs=1.01)
+    assert value_of(other.parity) < 1e-4
+    assert value_of(other.test_score) == pytest.approx(value_of(own.test_score), abs=1.01)
     assert other.latency_ms > 0
     assert (tmp_path / "largest" / "torch-fp32.pt2").stat().st_size == other.bytes
-    assert [file.path for file in largest.standalone] == ["largest/network.py", "largest/network.safetensors"]
-    assert "standalone files, sha256" in [claim.about.partition(": ")[2] for claim in verify(tmp_path)]
+    assert [file.path for file in code.files] == ["largest/network.py", "largest/network.safetensors"]
+    claims = {claim.about: claim for claim in verify(tmp_path, tiny_data, supernet)}
+    assert claims["largest, python fp32: files, sha256"].repeated
+    assert not claims["largest, python fp32: accuracy, latency"].repeated
+    assert "python fp32 was not run here: its outputs" in (tmp_path / "MODEL_CARD.md").read_text()
     (tmp_path / "largest" / "network.py").write_text("")
     with pytest.raises(IncompatibleCheckpoint, match=r"network\.py is not what the manifest says"):
         list(verify(tmp_path))
@@ -245,7 +252,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
     monkeypatch: pytest.MonkeyPatch,
     slower: Clocks,
 ) -> None:
-    monkeypatch.setattr(Job, "time", slower(1.0))
+    monkeypatch.setattr(TIME, slower(1.0))
     judged: list[str] = []
     judge = Exporter.judge
 
@@ -258,7 +265,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
 
         monkeypatch.setattr(Exporter, "judge", counted)
 
-    def call(out: Path) -> list[Network]:
+    def call(out: Path) -> list[Specialized]:
         return specialize(
             supernet, labels, tiny_data, OnnxRuntimeDevice(), out, budgets=("70%", "90%"), table=table, candidates=1
         ).networks
@@ -272,7 +279,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
     assert (tmp_path / "out" / "steps.jsonl").exists()
     judged.clear()
     until(1000)
-    assert [network.to_json() for network in call(tmp_path / "out")] == [network.to_json() for network in whole]
+    assert call(tmp_path / "out") == whole
     assert len(judged) == len(whole) - 3
     assert not (tmp_path / "out" / "steps.jsonl").exists()
 
@@ -296,8 +303,9 @@ def test_steps_of_another_call_are_refused(tmp_path: Path) -> None:
 def test_bad_settings_are_refused(
     quantize: str, max_drop: float, message: str, supernet: Supernet, tiny_data: ImageData, tmp_path: Path
 ) -> None:
+    device = OnnxRuntimeDevice()
     with pytest.raises(InvalidConfiguration, match=message):
-        job_of(supernet, tiny_data, tmp_path, quantize, max_drop)
+        specialize(supernet, [], tiny_data, device, tmp_path, quantize=quantize, max_drop=max_drop)
 
 
 def test_a_full_disk_leaves_nothing_half_written(
@@ -336,7 +344,7 @@ def test_quantised_networks_are_calibrated_on_calibration_images(
 
 
 def test_an_export_is_as_large_as_its_files() -> None:
-    assert Export("a", "int8", "a 1", [File("x/a.b", 10, ""), File("x/a.c", 5, "")]).bytes == 15
+    assert Exported("a", "int8", "a 1", (File("x/a.b", 10, ""), File("x/a.c", 5, ""))).bytes == 15
 
 
 def test_networks_for_another_machine_wait_for_its_results(
@@ -345,7 +353,7 @@ def test_networks_for_another_machine_wait_for_its_results(
     """Each plan is measured (here, by its script) and brought back; the same call goes on and counts on those times."""
     remote = RemoteDevice(tmp_path / "phone")
 
-    def call() -> list[Network]:
+    def call() -> list[Specialized]:
         return specialize(
             supernet, labels, tiny_data, remote, tmp_path / "out", budgets=("1000 ms",), table=table, candidates=1
         ).networks
@@ -382,30 +390,49 @@ def test_what_was_chosen_can_go_on_training(
     assert tuned.finetuning.epochs == 1
     assert same.export.files[0].sha256 == largest.export.files[0].sha256  # only what was chosen
     assert tuned.export.files[0].sha256 != plain.export.files[0].sha256
-    assert tuned.export.parity < 1e-4
+    assert value_of(tuned.export.parity) < 1e-4
     assert "fine-tuned for 1 epochs: label top-1" in tuned.attempts[-1]
     card = (tmp_path / "1" / "MODEL_CARD.md").read_text()
     assert "then fine-tuned (given: 1 epochs)" in card
     assert "without further training" not in card
 
 
-@pytest.mark.usefixtures("same_speed")
+def test_fine_tuning_is_judged_in_the_precision_of_the_device(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked: list[tuple[str | None, bool]] = []
+
+    def of(self: LabelScores, arch: object, device: Any = None, exporter: Exporter | None = None) -> float:
+        asked.append((device and device.precision, exporter is not None))
+        return 50.0 + len(asked)
+
+    monkeypatch.setattr(LabelScores, "of", of)
+    _, tuned = specialize(
+        supernet, labels, tiny_data, OnnxRuntimeDevice(1, "int8"), tmp_path, budgets=(), table=table, finetune=1,
+        architectures=[labels[3].architecture],
+    ).networks  # fmt: skip
+    assert asked == [("int8", False), ("int8", True)]
+    assert tuned.attempts == ("fine-tuned for 1 epochs: label top-1 51.00 -> 52.00 %",)
+    assert value_of(tuned.label_score) == 52
+
+
 def test_fine_tuned_networks_have_weights_of_their_own_which_verify_knows(
     supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path
 ) -> None:
     largest = supernet.space.largest()  # is there as a baseline, too
 
-    def call(epochs: int) -> list[Network]:
+    def call(epochs: int) -> list[Specialized]:
         return specialize(
             supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), architectures=[largest],
-            table=table, finetune=epochs, standalone=True,
+            table=table, finetune=epochs, exports=[PythonExport()],
         ).networks  # fmt: skip
 
     for epochs in (1, 2):  # a finished folder is no obstacle
         baseline, tuned = call(epochs)
-        assert (baseline.export.parity, tuned.export.parity) < (1e-4, 1e-4)
+        assert max(value_of(baseline.export.parity), value_of(tuned.export.parity)) < 1e-4
         assert baseline.export.files[0].sha256 != tuned.export.files[0].sha256
-        assert baseline.standalone[1].sha256 != tuned.standalone[1].sha256
+        assert baseline.exports[1].files[1].sha256 != tuned.exports[1].files[1].sha256
     assert len(list((tmp_path / "finetune").iterdir())) == 2
     claims = {claim.about: claim for claim in verify(tmp_path, tiny_data, supernet)}
     assert claims["given, onnxruntime fp32: parity with torch"].repeated
@@ -420,29 +447,28 @@ def test_an_interrupted_call_keeps_what_it_chose(
     supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, slower: Clocks,
 ) -> None:  # fmt: skip
-    def call() -> list[Network]:
+    def call() -> list[Specialized]:
         return specialize(
             supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=("80%",), table=table, candidates=1
         ).networks
 
-    verify_all = Job.verify
-    monkeypatch.setattr(Job, "time", slower(1.0))
-    chosen: list[Network] = []
+    chosen: list[Specialized] = []
 
-    def killed(job: Job, networks: Sequence[Network]) -> None:
+    def killed(call: Call, scores: LabelScores, networks: Sequence[Specialized], *given: object) -> None:
         chosen.extend(networks)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Job, "verify", killed)
-    with pytest.raises(KeyboardInterrupt):
-        call()
-    monkeypatch.setattr(Job, "verify", verify_all)
-    monkeypatch.setattr(Job, "time", slower(2.0))  # at this speed other networks would be chosen
-    monkeypatch.setattr("onceforall.deploy.job.search", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(TIME, slower(1.0))
+        patch.setattr(VERIFIED, killed)
+        with pytest.raises(KeyboardInterrupt):
+            call()
+    monkeypatch.setattr(TIME, slower(2.0))  # at this speed other networks would be chosen
+    monkeypatch.setattr("onceforall.deploy.choosing.search", None)
     again = call()
     assert [n.architecture for n in again] == [n.architecture for n in chosen]
-    assert [n.budget_ms for n in again] == [n.budget_ms for n in chosen]
-    assert again[1].measured_latency_ms == 2 * again[1].predicted_latency_ms
+    assert [n.latency_budget_ms for n in again] == [n.latency_budget_ms for n in chosen]
+    assert again[1].measured_latency_ms == 2 * value_of(again[1].predicted_latency)
 
 
 @pytest.mark.parametrize(
@@ -469,7 +495,7 @@ def test_what_makes_no_sense_is_refused_before_a_finished_manifest_is_lost(
     assert (tmp_path / "manifest.json").read_text() == "finished"
 
 
-def test_a_runtime_that_fails_is_an_error_and_no_endless_wait() -> None:
+def test_a_runtime_that_fails_is_an_error_and_no_endless_wait(tiny_data: ImageData) -> None:
     class Broken:
         def load(self, files: object, shape: object) -> Callable[[Any], Any]:
             def run(images: Any) -> Any:
@@ -480,4 +506,4 @@ def test_a_runtime_that_fails_is_an_error_and_no_endless_wait() -> None:
     images, labels = torch.zeros(5, 3, 4, 4), torch.zeros(5)
     device: Any = Broken()
     with pytest.raises(RuntimeError, match="out of order"):
-        list(logits_of(device, {}, (1, 3, 4, 4), [(images, labels)]))
+        run_files(device, {}, (1, 3, 4, 4), tiny_data, [(images, labels)])

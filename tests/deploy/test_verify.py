@@ -27,14 +27,17 @@ def folder(
     table: LatencyTable,
     tiny_data: ImageData,
     tmp_path_factory: pytest.TempPathFactory,
+    ideal: Callable[[pytest.MonkeyPatch], None],
 ) -> Path:
-    """One network, specialised with the real clock."""
+    """One network, specialised on a machine that does nothing else."""
     out = tmp_path_factory.mktemp("specialised")
     about = {"name": "tiny", "sha256": "5" * 64}
-    specialize(
-        supernet, labels, tiny_data, OnnxRuntimeDevice(), out, budgets=(), architectures=[labels[0].architecture],
-        table=table, about=about,
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        ideal(patch)
+        specialize(
+            supernet, labels, tiny_data, OnnxRuntimeDevice(), out, budgets=(), architectures=[labels[0].architecture],
+            table=table, about=about,
+        )  # fmt: skip
     return out
 
 
@@ -54,7 +57,6 @@ def names(claims: Sequence[Claim], repeated: bool = True) -> list[str]:
     return [claim.about for claim in claims if claim.repeated == repeated]
 
 
-@pytest.mark.usefixtures("same_speed")
 def test_everything_is_repeated_where_everything_is_here(
     folder: Path, supernet: Supernet, tiny_data: ImageData
 ) -> None:
@@ -80,7 +82,6 @@ def test_everything_is_repeated_where_everything_is_here(
     ]
 
 
-@pytest.mark.usefixtures("same_speed")
 def test_what_is_missing_is_said(copied: Path) -> None:
     change(copied, lambda manifest: manifest["device"].update(processor="another"))
     skipped = [claim for claim in verify(copied) if not claim.repeated]
@@ -91,7 +92,6 @@ def test_what_is_missing_is_said(copied: Path) -> None:
     assert "another device (processor " in skipped[1].found
 
 
-@pytest.mark.usefixtures("same_speed")
 def test_a_runtime_that_is_not_here_is_said(copied: Path) -> None:
     change(copied, lambda manifest: manifest["networks"][0]["exports"][0].update(device="abacus"))
     (skipped,) = [claim for claim in verify(copied) if not claim.repeated and claim.about.startswith("largest")]
@@ -111,7 +111,6 @@ def set_number(key: str, value: float) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
-@pytest.mark.usefixtures("same_speed")
 @pytest.mark.parametrize(
     ("key", "value", "about"),
     [
@@ -121,6 +120,7 @@ def set_number(key: str, value: float) -> Callable[[dict[str, Any]], None]:
         ("predicted_top1", 3.0, "given: predicted top-1"),
         ("test_top1", 99.0, "given, onnxruntime fp32: test top-1"),
         ("latency", 1e-6, "given, onnxruntime fp32: latency"),
+        ("latency", 0.39, "given, onnxruntime fp32: latency"),
         ("peak_memory", -1e8, "given, onnxruntime fp32: peak memory"),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_disturbed_moment_breaks_no_claim(folder: Path, monkeypatch: pytest.Mo
     moments: list[float] = []
 
     def clock(loads: Sequence[object], turns: object) -> list[list[float]]:
-        moments.append([1e5, 1e5, 1e-3][len(moments) % 3])  # ms
+        moments.append([1e5, 1e5, 0.5][len(moments) % 3])  # ms
         return [[moments[-1]] * 3 for _ in loads]
 
     monkeypatch.setattr("onceforall.deploy.verify.time_turns", clock)
@@ -145,6 +145,31 @@ def test_a_disturbed_moment_breaks_no_claim(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("onceforall.deploy.verify.MOMENTS", 2)
     with pytest.raises(BrokenClaim, match=r"largest, onnxruntime fp32: latency: .*, found here: 100000"):
         list(verify(folder))
+
+
+@pytest.mark.parametrize(("spread", "found", "holds"), [
+    (0.0, 0.545, True),  # a tenth slower
+    (0.0, 0.56, False),
+    (0.03, 0.56, True),  # and the spread that was found here
+    (0.03, 0.59, False),
+    (5.0, 0.62, True),  # but never more than a quarter in all
+    (5.0, 0.63, False),
+])  # fmt: skip
+def test_a_noisy_clock_makes_no_claim_true(
+    spread: float, found: float, holds: bool, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a millisecond is claimed, beside a spread of an hour."""
+    manifest = read_json(copied / "manifest.json")
+    for network in manifest["networks"]:
+        network["exports"][0]["latency_spread"]["value"] = 3.6e6
+    write_json(copied / "manifest.json", manifest)
+    row = [found - spread, found - spread, found, found + spread, found + spread]
+    monkeypatch.setattr("onceforall.deploy.verify.time_turns", lambda loads, turns: [row for _ in loads])
+    if holds:
+        assert "given, onnxruntime fp32: latency" in names(list(verify(copied)))
+        return
+    with pytest.raises(BrokenClaim, match=r"latency: the manifest says 0\.500 ms, at most 0\.[56]"):
+        list(verify(copied))
 
 
 def test_other_weights_are_found(folder: Path, supernet: Supernet) -> None:
@@ -167,9 +192,9 @@ def test_folders_that_are_no_specialisation_are_refused(copied: Path, tmp_path: 
     with pytest.raises(InvalidConfiguration, match=r"cannot read .*manifest\.json"):
         list(verify(tmp_path))
     change(copied, lambda manifest: manifest.update(format="onceforall.manifest/1"))
-    with pytest.raises(IncompatibleCheckpoint, match=r"expected 'onceforall\.manifest/3'"):
+    with pytest.raises(IncompatibleCheckpoint, match=r"expected 'onceforall\.manifest/4'"):
         list(verify(copied))
-    change(copied, lambda manifest: manifest.update(format="onceforall.manifest/3", networks=[{}]))
+    change(copied, lambda manifest: manifest.update(format="onceforall.manifest/4", networks=[{}]))
     with pytest.raises(IncompatibleCheckpoint, match="not a manifest"):
         list(verify(copied))
     write_json(copied / "manifest.json", {"state": "running"})

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onceforall.devices.timing import Turns, summarise, time_turns
+from onceforall.devices.timing import Turns, time_turns
 from onceforall.errors import InvalidConfiguration
 
 
@@ -17,13 +17,6 @@ def test_turns_are_bursts_of_each_network_in_changing_order() -> None:
     assert len(calls) == 3 * 4 * 5
     assert all(sorted(order[i : i + 3]) == [0, 1, 2] for i in range(0, 12, 3))
     assert len({tuple(order[i : i + 3]) for i in range(0, 12, 3)}) > 1
-
-
-def test_a_summary_is_robust_to_one_bad_turn() -> None:
-    timing = summarise(np.array([1.0, 1.0, 1.1, 0.9, 50.0]))
-    assert timing.median == 1.0
-    assert timing.spread == pytest.approx(0.05)
-    assert timing.count == 5
 
 
 def test_an_interrupted_measurement_goes_on_with_the_next_turn() -> None:

@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from onceforall.cost.profile import profile
 
 import onceforall as ofa
 from onceforall.choices import Unit
 from onceforall.cost.analytic import macs
 from onceforall.cost.features import features, layer_features
 from onceforall.cost.latency import unique_layers
-from onceforall.cost.profile import profile
 from onceforall.data.dataset import ImageData
 from onceforall.deploy import job as job_module
 from onceforall.deploy.card import write_card

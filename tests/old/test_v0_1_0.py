@@ -26,7 +26,8 @@ from onceforall.architecture import Architecture
 from onceforall.cost.features import features, layer_features
 from onceforall.cost.latency import unique_layers
 from onceforall.data.dataset import ImageData
-from onceforall.deploy.manifest import read_manifest
+from onceforall.deploy.manifest import read_manifest, value_of
+from onceforall.deploy.scoring import TOP1
 from onceforall.deploy.verify import verify
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.files import sha256, write_json
@@ -530,13 +531,22 @@ def test_a_manifest_is_read() -> None:
     manifest, networks = read_manifest(OLD / "specialized")
     found = [[n.role, n.budget, n.architecture.to_json(), n.macs, n.params] for n in networks]
     assert written(found) == NUMBERS["specialized"]["networks"][: len(found)]
-    assert written([network.to_json() for network in networks]) == manifest["networks"]
+    for network, old in zip(networks, manifest["networks"], strict=True):
+        new = written(network.to_json(TOP1))
+        assert {key: new[key] for key in old.keys() - {"exports", "standalone"}} == {
+            key: value for key, value in old.items() if key not in ("exports", "standalone")
+        }
+        own = zip(old["exports"], new["exports"], strict=False)
+        assert all({key: export[key] for key in was} == was for was, export in own)
+        assert [export["files"] for export in new["exports"][len(old["exports"]) :]] == [old["standalone"]] * bool(
+            old["standalone"]
+        )
     searched = networks[-1]
     assert {export.precision for export in searched.exports} == {"fp32", "int8"}
-    assert all(export.memory_bytes > 0 for export in searched.exports)
+    assert all(value_of(export.peak_memory) > 0 for export in searched.exports if export.device != "python")
     assert searched.finetuning is not None
     assert searched.finetuning.epochs == 1
-    assert searched.standalone
+    assert searched.exports[-1].device == "python"
 
 
 def test_a_manifest_still_holds(specialized: Path) -> None:
@@ -547,7 +557,7 @@ def test_a_manifest_still_holds(specialized: Path) -> None:
         "predicted latency",
         "predicted top-1",
         "fine-tuned weights",
-        "standalone files",
+        "python fp32: files",
     ):
         assert any(about in claim for claim in claims), about
 
@@ -587,7 +597,7 @@ def test_an_interrupted_specialisation_goes_on(
     if name == "specializing-profile":
         assert device.found[0] == 2  # turns that were measured before
     else:
-        assert all(network.attempts == ["a mark"] for network in made.networks)
+        assert all(network.attempts == ("a mark",) for network in made.networks)
     model = ofa.load_latency(folder / "latency.json")
     assert [model.cost(space.lower(arch)) for arch in some(space, 5)] == pytest.approx(known["ms"], rel=1e-6)
     assert not (folder / "steps.jsonl").exists()

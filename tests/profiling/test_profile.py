@@ -12,13 +12,14 @@ from torch import nn
 from onceforall import devices
 from onceforall.cost.latency import LatencyTable, unique_layers
 from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.profile import Measured, adapt, profile, steady
 from onceforall.devices import measure
 from onceforall.devices.device import Device, Files, Images, Session, Shape
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.devices.remote import RemoteDevice
 from onceforall.devices.timing import Turns
 from onceforall.errors import InvalidConfiguration, MeasurementPending, OutOfDomain
+from onceforall.profiling.measuring import BURSTS, Measured, steady, summarise
+from onceforall.profiling.profile import adapt, profile
 from onceforall.space import SearchSpace
 
 
@@ -110,18 +111,36 @@ class Ideal(Device):
         return np.stack(result, axis=1)
 
 
-def test_drift_that_all_networks_share_is_taken_out_and_reported() -> None:
-    truth = np.array([1.0, 2.0, 5.0])
-    found = steady(truth[:, None] * np.array([1.0, 1.1, 1.2]))
-    assert np.ptp(found.ms, axis=1) == pytest.approx(0)
+def test_a_summary_is_robust_to_one_bad_turn() -> None:
+    timing = summarise(np.array([1.0, 1.0, 1.1, 0.9, 50.0]))
+    assert timing.median == 1.0
+    assert timing.spread == pytest.approx(0.05)
+    assert timing.count == 5
+
+
+def test_drift_that_all_networks_share_is_taken_out_and_reported(tiny_space: SearchSpace) -> None:
+    truth = np.array([1.0, 2.0])
+    ms, drift = steady(truth[:, None] * np.array([1.0, 1.1, 1.2]))
+    assert np.ptp(ms, axis=1) == pytest.approx(0)
+    found = Measured([tiny_space.smallest(), tiny_space.largest()], ms, drift)
     assert found.medians == pytest.approx(1.1 * truth)
     assert found.drift == pytest.approx(50 * 0.2 / 1.1)
     assert found.noise == pytest.approx(0)
 
 
-def test_noise_is_what_odd_and_even_turns_disagree_by() -> None:
-    found = Measured(np.array([[1.0, 1.2, 1.0, 1.2, 1.0], [2.0, 2.0, 2.0, 2.0, 2.0]]), 0.0)
+def test_noise_is_what_odd_and_even_turns_disagree_by(tiny_space: SearchSpace) -> None:
+    ms = np.array([[1.0, 1.2, 1.0, 1.2, 1.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
+    found = Measured([tiny_space.smallest(), tiny_space.largest()], ms, 0.0)
     assert found.noise == pytest.approx(50 * (0.2 / 1.0 + 0) / 2)
+    assert found.of([tiny_space.smallest()]).noise == pytest.approx(50 * 0.2)
+
+
+def test_bursts_of_a_network_are_one_row_of_its_own(tiny_space: SearchSpace) -> None:
+    archs = [tiny_space.smallest(), tiny_space.largest()]
+    ms = np.array([[10 * network + burst] * 2 for burst in range(BURSTS) for network in (1, 2)], float)
+    found = Measured.pooled(archs, ms, 0.0)
+    assert found.of(archs[1:]).ms.tolist() == [[20, 20, 21, 21, 22, 22]]
+    assert found.of(archs[::-1]).medians.tolist() == [21, 11]
 
 
 def test_where_layers_overlap_a_learned_latency_takes_over(tiny_space: SearchSpace) -> None:

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from onceforall.architecture import Architecture
+from onceforall.bundle import measure as bundle_measure
+from onceforall.bundle.bundle import RUNTIMES, Bundle, positions, read_manifest, write_bundle
+from onceforall.bundle.measure import measure_bundle
+from onceforall.bundle.shared import share
 from onceforall.data.dataset import ImageData
-from onceforall.deploy import bundle_measure
-from onceforall.deploy.bundle import RUNTIMES, Bundle, positions, read_manifest, write_bundle
-from onceforall.deploy.bundle_measure import measure_bundle
-from onceforall.deploy.shared import share
 from onceforall.errors import IncompatibleCheckpoint, InvalidArchitecture, InvalidConfiguration, UnwritableOutput
 from onceforall.files import read_json, write_json
 from onceforall.nn.calibrate import calibrate
@@ -134,6 +134,23 @@ def test_an_unknown_name_leaves_the_bundle_as_it_was(written: Path, runtime: str
         bundle.use("slow")
     assert bundle.name == "best"
     assert bundle(images_for(bundle.resolution)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_sub_network_that_was_used_longest_ago_makes_room(written: Path, runtime: str) -> None:
+    bundle = Bundle.load(written, runtime, keep=2)  # fast
+    for name, ready in (
+        ("some", ["fast", "some"]),
+        ("fast", ["some", "fast"]),  # used again
+        ("best", ["fast", "best"]),
+        ("fast", ["best", "fast"]),
+        ("other", ["fast", "other"]),
+    ):
+        bundle.use(name)
+        assert list(bundle._ready) == ready
+    assert bundle(images_for(bundle.resolution)).shape == (2, 4)
+    weights = {name: next(network.parameters()).is_meta for name, network in bundle._plain.items()}
+    assert weights == ({"fast": False, "some": True, "best": True, "other": False} if runtime == "torch" else {})
 
 
 @pytest.mark.parametrize("wrong", [{"runtime": "abacus"}, {"keep": 0}, {"threads": 0}])

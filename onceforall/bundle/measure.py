@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from onceforall.architecture import Architecture
+from onceforall.bundle.bundle import RUNTIMES, WEIGHTS, Bundle, read_manifest
 from onceforall.checkpoint import read_tensors, write_tensors
-from onceforall.cost.profile import image_shape
 from onceforall.data.dataset import Data
-from onceforall.deploy.bundle import RUNTIMES, WEIGHTS, Bundle, read_manifest
 from onceforall.devices.measure import describe_machine, session_options
 from onceforall.devices.onnx import INPUT, to_onnx
 from onceforall.devices.torch import pinned
@@ -26,6 +25,7 @@ from onceforall.layers import MBConvSpec, layer_from_json
 from onceforall.nn.subnet import build, channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet
 from onceforall.process import run_python
+from onceforall.profiling.measuring import image_shape
 
 SWITCHES = 15  # of each sub-network
 
@@ -44,7 +44,7 @@ def measure_bundle(folder: str | Path, supernet: Supernet, data: Data, *, thread
     with tempfile.TemporaryDirectory() as temporary:
         separate = Path(temporary)
         for name, arch in architectures.items():
-            plain = specialised(supernet, arch, data)
+            plain = specialised(supernet, arch, data).cpu()
             write_tensors(separate / f"{name}.safetensors", plain.state_dict(), {})
             write_atomically(separate / f"{name}.onnx", to_onnx(plain, image_shape(arch)))
         measured = {

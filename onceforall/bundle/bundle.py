@@ -1,0 +1,283 @@
+"""Several sub-networks of one supernet in one folder: what they share is stored once, and a loader switches.
+
+    weights.safetensors    every tensor once, cut to what the largest sub-network needs; and, of each
+                           sub-network, its batch norms as a scale and a shift a channel
+    NAME.onnx              the graph alone: its weights are places in that same file
+    manifest.json          architectures, layers, where each tensor lies, and what was measured
+
+Batch norms stay unfolded on disk, because folding would make every weight a sub-network's own. They are
+folded when a sub-network is taken into use: by the loader in PyTorch, by ONNX Runtime as it loads a graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from onceforall.architecture import Architecture
+from onceforall.bundle.shared import Place, Pool, share
+from onceforall.checkpoint import read_tensors, write_tensors
+from onceforall.data.dataset import Data
+from onceforall.devices.measure import session_options
+from onceforall.devices.onnx import INPUT, to_onnx
+from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, OFAError, UnwritableOutput
+from onceforall.files import read_json_object, sha256, write_atomically, write_json
+from onceforall.layers import layer_from_json, layer_to_json
+from onceforall.nn.calibrate import calibrate
+from onceforall.nn.network import SubNetwork
+from onceforall.nn.plain import ConvNormAct
+from onceforall.nn.subnet import build, channels_last, fold_batch_norm
+from onceforall.nn.supernet import Supernet
+from onceforall.profiling.measuring import image_shape
+from onceforall.space import SearchSpace
+
+FORMAT = "onceforall.bundle/1"
+RUNTIMES = ("torch", "onnxruntime")
+WEIGHTS = "weights.safetensors"
+
+Run = Callable[[Tensor], Tensor]
+
+
+class Affine(nn.Module):
+    """A batch norm in evaluation mode: a scale and a shift a channel, [c, 1, 1] each."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight.detach() * torch.rsqrt(norm.running_var + norm.eps)
+        self.register_buffer("scale", scale[:, None, None])
+        self.register_buffer("shift", (norm.bias.detach() - norm.running_mean * scale)[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+def write_bundle(
+    supernet: Supernet, architectures: Mapping[str, Architecture], data: Data, out: str | Path
+) -> dict[str, Any]:
+    """Extract and recalibrate the sub-networks, and write the bundle; returns its manifest.
+
+    The keys of `architectures` are the names that the loader switches by. Raises InvalidConfiguration
+    for none or for a name that is no file name, InvalidArchitecture, UnwritableOutput. manifest.json
+    comes last: without it, or with another's weights, a folder is no bundle.
+    """
+    out = Path(out)
+    if not architectures:
+        raise InvalidConfiguration("a bundle needs at least one sub-network: none was given")
+    for name in architectures:
+        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+            raise InvalidConfiguration(f"name {name!r}: letters, digits, '-', '_' and '.' make a file name")
+    networks = {name: unfolded(_calibrated(supernet, arch, data)) for name, arch in architectures.items()}
+    places = {name: positions(supernet.space, arch) for name, arch in architectures.items()}
+    tensors, found = share({name: _named(networks[name], name, places[name]) for name in networks})
+    _clear(out)
+    write_tensors(out / WEIGHTS, tensors, {"format": FORMAT})
+    pool = Pool.of(out / WEIGHTS)
+    entries: dict[str, Any] = {}
+    for name, arch in architectures.items():
+        network = networks[name]
+        model = onnx.load_from_string(to_onnx(network, image_shape(arch)))
+        write_atomically(out / f"{name}.onnx", pool.refer(model, found[name]))
+        entries[name] = {
+            "architecture": arch.to_json(),
+            "layers": [layer_to_json(spec) for spec in network.specs],
+            "tensors": {key: place.to_json() for key, place in found[name].items()},
+            "onnx": f"{name}.onnx",
+        }
+    weights = {"file": WEIGHTS, "bytes": (out / WEIGHTS).stat().st_size, "sha256": sha256(out / WEIGHTS)}
+    manifest = {"format": FORMAT, "weights": weights, "networks": entries}
+    write_json(out / "manifest.json", manifest)
+    return manifest
+
+
+def _clear(out: Path) -> None:
+    """Remove what says that the folder is a bundle, and graphs that refer to its weights. Raises UnwritableOutput."""
+    try:
+        with contextlib.suppress(InvalidConfiguration, KeyError, TypeError, AttributeError):  # of no bundle of ours
+            for entry in read_json_object(out / "manifest.json")["networks"].values():
+                (out / Path(entry["onnx"]).name).unlink(missing_ok=True)
+        (out / "manifest.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise UnwritableOutput(f"cannot write {out}: {error.strerror}; choose a writable folder") from error
+
+
+def positions(space: SearchSpace, arch: Architecture) -> list[str]:
+    """For each layer of an architecture the part of the supernet that its weights are cut from."""
+    stem = [f"stem.{index}" for index in range(len(space.stem(arch.resolution, arch.multipliers[0])))]
+    units = [f"units.{unit}.{block}" for unit, depth in enumerate(arch.depths) for block in range(depth)]
+    rest = len(space.lower(arch)) - len(stem) - len(units)
+    return [*stem, *units, *(f"head.{index}" for index in range(rest))]
+
+
+def unfolded(network: SubNetwork) -> SubNetwork:
+    """The network with every batch norm as an `Affine`, in place: exporters leave its convolutions' weights alone."""
+    for module in network.modules():
+        if isinstance(module, ConvNormAct) and hasattr(module, "bn"):
+            module.bn = Affine(module.bn)  # type: ignore[assignment]
+    return network.eval()
+
+
+class Bundle:
+    """The sub-networks of a bundle, one of them in use; images [n, 3, resolution, resolution] -> logits [n, classes].
+
+    `keep` sub-networks stay ready: switching back to one of those costs nothing, and each costs its
+    memory. `onnxruntime` takes one image a run, as its graphs were exported; more are run in turn.
+
+    Example:
+        >>> bundle = Bundle.load("bundle", keep=2)
+        >>> bundle.use("fast")
+        >>> logits = bundle(images)
+    """
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], runtime: str, keep: int, threads: int) -> None:
+        self.folder, self.runtime, self.keep, self.threads = folder, runtime, keep, threads
+        self._networks: Mapping[str, Any] = manifest["networks"]
+        self._ready: OrderedDict[str, Run] = OrderedDict()
+        self._plain: dict[str, SubNetwork] = {}
+        self._tensors = read_tensors(folder / WEIGHTS)[0] if runtime == "torch" else {}
+        self.name = next(iter(self._networks))
+        self.use(self.name)
+
+    @classmethod
+    def load(cls, path: str | Path, runtime: str = "torch", *, keep: int = 1, threads: int = 1) -> Bundle:
+        """The bundle in a folder, its first sub-network in use; `threads` are ONNX Runtime's.
+
+        Raises IncompatibleCheckpoint where the folder is no whole bundle, InvalidConfiguration for
+        an unknown runtime.
+        """
+        path = Path(path)
+        if runtime not in RUNTIMES or keep < 1 or threads < 1:
+            raise InvalidConfiguration(
+                f"runtime {runtime!r}, keep {keep}, threads {threads}: expected {' or '.join(RUNTIMES)}, 1 or more, "
+                "1 or more"
+            )
+        manifest = read_manifest(path)
+        try:
+            return cls(path, manifest, runtime, keep, threads)
+        except (KeyError, TypeError, AttributeError, StopIteration, RuntimeError, OSError) as error:
+            if isinstance(error, OFAError):
+                raise
+            raise IncompatibleCheckpoint(f"{path} is no bundle that can be loaded: {error}") from error
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The sub-networks, in the order in which they were given."""
+        return tuple(self._networks)
+
+    @property
+    def resolution(self) -> int:
+        """Image size (px) of the sub-network in use."""
+        resolution: int = self.architecture.resolution
+        return resolution
+
+    @property
+    def architecture(self) -> Architecture:
+        """The sub-network in use."""
+        return Architecture.from_json(self._networks[self.name]["architecture"])
+
+    def use(self, name: str) -> None:
+        """Switch to a sub-network. Raises InvalidConfiguration for a name that the bundle does not have."""
+        if name not in self._networks:
+            raise InvalidConfiguration(f"sub-network {name!r}: this bundle has {', '.join(self.names)}")
+        if name not in self._ready:
+            while len(self._ready) >= self.keep:  # first, so that no more than `keep` are ever in memory
+                oldest, _ = self._ready.popitem(last=False)
+                if oldest in self._plain:
+                    self._plain[oldest].to("meta")
+            self._ready[name] = self._session(name) if self.runtime == "onnxruntime" else self._module(name)
+        self._ready.move_to_end(name)
+        self.name = name
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.use(self.name)  # ready, unless loading another one failed
+        return self._ready[self.name](images)
+
+    def _module(self, name: str) -> Run:
+        entry = self._networks[name]
+        if name not in self._plain:  # without weights, modules cost little: they are built once
+            with torch.device("meta"):
+                self._plain[name] = fold_batch_norm(build([layer_from_json(value) for value in entry["layers"]]))
+        tensors = {key: Place(*value).cut(self._tensors) for key, value in entry["tensors"].items()}
+        plain = self._plain[name]
+        plain.load_state_dict(_folded(tensors), assign=True)
+        module = channels_last(plain.requires_grad_(False))
+
+        def run(images: Tensor) -> Tensor:
+            with torch.inference_mode():
+                logits: Tensor = module(images)
+            return logits
+
+        return run
+
+    def _session(self, name: str) -> Run:
+        import onnxruntime
+
+        options = session_options(self.threads)
+        file = self.folder / self._networks[name]["onnx"]
+        try:
+            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # of ONNX Runtime, which has many
+            raise IncompatibleCheckpoint(f"{file} cannot be loaded: {error}") from error
+
+        def run(images: Tensor) -> Tensor:
+            arrays = (image.contiguous().numpy() for image in images.split(1))
+            return torch.cat([torch.from_numpy(session.run(None, {INPUT: array})[0]) for array in arrays])
+
+        return run
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a bundle whose weights are those that it was written with. Raises IncompatibleCheckpoint."""
+    if not (path / "manifest.json").is_file():
+        raise IncompatibleCheckpoint(f"{path} holds no manifest.json: it is no bundle, or was not written to its end")
+    try:
+        manifest = read_json_object(path / "manifest.json")
+    except InvalidConfiguration as error:
+        raise IncompatibleCheckpoint(str(error)) from error
+    if manifest.get("format") != FORMAT:
+        raise IncompatibleCheckpoint(f"{path}: format {manifest.get('format')!r}, expected {FORMAT!r}")
+    weights = path / WEIGHTS
+    known = dict(manifest.get("weights", {})).get("sha256")
+    if not weights.is_file() or sha256(weights) != known:
+        raise IncompatibleCheckpoint(f"{weights} is not the file that manifest.json was written with: copy both again")
+    return manifest
+
+
+def _calibrated(supernet: Supernet, arch: Architecture, data: Data) -> SubNetwork:
+    """On the processor, wherever the supernet was trained."""
+    return calibrate(supernet.extract(arch).cpu(), data.calibration(arch.resolution))
+
+
+def _named(network: SubNetwork, name: str, places: list[str]) -> dict[str, tuple[str, Tensor]]:
+    """Each tensor with the name under which others may share it: its own where it is a batch norm's."""
+    named = {}
+    for key, tensor in network.state_dict().items():
+        index, rest = key.split(".", 1)
+        own = ".bn." in key
+        kernel = f"@{tensor.shape[-1]}" if tensor.ndim == 4 else ""  # kernels of each size are others
+        named[key] = (f"{name}/{key}" if own else f"{places[int(index)]}.{rest}{kernel}", tensor)
+    return named
+
+
+def _folded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convolutions with the scale and shift that follow them folded in."""
+    result = {}
+    for key, tensor in tensors.items():
+        scale, shift = (tensors.get(key.removesuffix("conv.weight") + f"bn.{part}") for part in ("scale", "shift"))
+        if key.endswith("conv.weight") and scale is not None and shift is not None:
+            result[key] = tensor * scale[..., None]
+            result[key.replace("weight", "bias")] = shift.flatten()
+        elif ".bn." not in key:
+            result[key] = tensor
+    return result
