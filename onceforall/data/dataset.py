@@ -25,19 +25,22 @@ LABEL_IMAGES = 10_000
 FEWEST_IMAGES = 20
 
 
+# Bytes of prepared images that a data set in memory keeps for the next call.
+KEPT_BYTES = 512 << 20
+
+
 class Data(Protocol):
     """What training, labelling and specialisation ask of a data set.
 
     `ImageData` (tensors in memory) and `PictureData` (pictures decoded by worker processes) have it;
-    so may a class of your own. Images are normalised float tensors [n, 3, resolution, resolution],
-    classes int64 [n].
+    so may a class of your own. Images are normalised float tensors [n, 3, resolution, resolution].
+    What else a batch holds, its targets, is said by the data set's attribute `task`
+    (`onceforall/tasks/`). Without one the task is classification: targets are classes, int64 [n], and
+    the data set has `num_classes`.
     """
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def num_classes(self) -> int: ...
 
     def size(self, split: Split) -> int:
         """Number of images of a split."""
@@ -48,14 +51,14 @@ class Data(Protocol):
     def held_out(self) -> dict[str, Any]:
         """JSON that names each label and calibration image; written into every run."""
 
-    def training(self, plan: Iterable[Batch], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each batch of the plan its part, augmented, on the device: images and classes."""
+    def training(self, plan: Iterable[Batch], device: torch.device) -> Iterator[tuple[Tensor, Any]]:
+        """For each batch of the plan its part, augmented, on the device: images and targets."""
 
-    def batches(self, split: Split, resolution: int, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of a split without augmentation, in order."""
+    def batches(self, split: Split, resolution: int, batch_size: int = 250) -> Iterator[tuple[Tensor, Any]]:
+        """Batches of a split without augmentation, in order, on the processor: images and targets."""
 
     def calibration(self, resolution: int, batch_size: int = 250) -> list[Tensor]:
-        """The image batches that set batch-norm statistics at a resolution."""
+        """The images of the split "calibrate", in batches: they set batch-norm statistics at a resolution."""
 
 
 def split_positions(
@@ -182,19 +185,35 @@ class ImageData:
         return source[self.indices[split]]
 
     def images(self, split: Split, resolution: int) -> Tensor:
-        """All images of a split, normalised and resized, [n, 3, resolution, resolution]; kept for the next call."""
+        """All images of a split, normalised and resized, [n, 3, resolution, resolution].
+
+        Kept for the next call as far as half a gigabyte goes, those asked for longest ago making room.
+        """
         key = (split, resolution)
-        if key not in self._prepared:
-            source = self.test_images if split == "test" else self.train_images
-            chosen = source[self.indices[split]].split(1000)
+        found = self._prepared.pop(key, None)
+        if found is None:
             with torch.inference_mode(False):  # what is kept must be fit for training, too
-                self._prepared[key] = torch.cat([self.prepare(part, resolution) for part in chosen])
-        return self._prepared[key]
+                found = torch.cat([images for images, _ in self._stream(split, resolution, 1000)])
+        while self._prepared and sum(each.nbytes for each in (found, *self._prepared.values())) > KEPT_BYTES:
+            del self._prepared[next(iter(self._prepared))]
+        if found.nbytes <= KEPT_BYTES:
+            self._prepared[key] = found  # the newest last
+        return found
 
     def batches(self, split: Split, resolution: int, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images and their classes, in order."""
-        images, labels = self.images(split, resolution), self.labels(split)
-        yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
+        """Batches of images and their classes, in order; a split too large to be kept is prepared on the way."""
+        if self.size(split) * 3 * resolution**2 * torch.float32.itemsize > KEPT_BYTES:
+            yield from self._stream(split, resolution, batch_size)
+        else:
+            images, labels = self.images(split, resolution), self.labels(split)
+            yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
+
+    def _stream(self, split: Split, resolution: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        source = self.test_images if split == "test" else self.train_images
+        for chosen, labels in zip(
+            self.indices[split].split(batch_size), self.labels(split).split(batch_size), strict=True
+        ):
+            yield self.prepare(source[chosen], resolution), labels
 
     def calibration(self, resolution: int, batch_size: int = 250) -> list[Tensor]:
         """The image batches that set batch-norm statistics at a resolution."""

@@ -28,6 +28,9 @@ from onceforall.errors import DataUnavailable, InvalidConfiguration, OFAError
 
 MOST_WORKERS = 8
 
+# Bytes of decoded pictures that are kept.
+KEPT_BYTES = 384 << 20
+
 # Pictures that one worker decodes in one go: long enough (20 ms and more) to make sending them cheap, short
 # enough that all workers share one batch and little lies decoded beyond it.
 CHUNK = 16
@@ -91,7 +94,7 @@ class PictureData:
     # 96 channels of 112 x 112 px, as in a MobileNetV3 at 224 px, take 2.4 GB for 500.
     calibration_images: int = 500
     start_method: Literal["fork", "forkserver", "spawn"] | None = None
-    _calibration: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[tuple[Split, int], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.test):
@@ -169,14 +172,28 @@ class PictureData:
             yield self._normalised(images), labels
 
     def calibration(self, resolution: int, batch_size: int = 250) -> list[Tensor]:
-        """As in `Data`; the pixels of each resolution are kept, as bytes, for the next call."""
-        if resolution not in self._calibration:
-            found = [images for images, _ in self._centres("calibrate", resolution, batch_size)]
-            self._calibration[resolution] = torch.cat(found)
-        return [self._normalised(images) for images in self._calibration[resolution].split(batch_size)]
+        """As in `Data`."""
+        return [images for images, _ in self.batches("calibrate", resolution, batch_size)]
 
     def _centres(self, split: Split, resolution: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of a split's central parts, uint8, on the processor."""
+        """Batches of a split's central parts, uint8, on the processor.
+
+        Kept for the next call as far as `KEPT_BYTES` go, those asked for longest ago making room.
+        """
+        size = self.size(split) * 3 * resolution**2
+        if size > KEPT_BYTES:
+            yield from self._decode_centres(split, resolution, batch_size)
+            return
+        found = self._kept.pop((split, resolution), None)
+        if found is None:
+            while self._kept and size + sum(images.nbytes for images, _ in self._kept.values()) > KEPT_BYTES:
+                del self._kept[next(iter(self._kept))]
+            parts = list(self._decode_centres(split, resolution, batch_size))
+            found = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+        self._kept[split, resolution] = found  # the newest last
+        yield from zip(*(tensor.split(batch_size) for tensor in found), strict=True)
+
+    def _decode_centres(self, split: Split, resolution: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         positions = self.positions[split]
         parts = (positions[start : start + batch_size] for start in range(0, len(positions), batch_size))
         works = (_Work(part, np.arange(len(part)), resolution) for part in parts)

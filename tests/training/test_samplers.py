@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+from onceforall.training.sampler import SAMPLERS, Only, sandwich, uniform
 
 from onceforall.architecture import Gene
 from onceforall.space import SearchSpace
-from onceforall.training.sampler import SAMPLERS, Only, sandwich, uniform
 
 counts = pytest.mark.parametrize("count", [1, 2, 4])
 
