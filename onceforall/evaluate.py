@@ -145,7 +145,8 @@ class Evaluator:
     def _shared_bytes(self, stem: nn.Sequential, arch: Architecture) -> int:
         """What the outputs of the stem would take."""
         one = stem(torch.zeros(1, 3, arch.resolution, arch.resolution, device=self.device))
-        return one.numel() * one.element_size() * (self.data.size("calibrate") + self.data.size(self.split))
+        each: int = one.numel() * one.element_size()
+        return each * (self.data.size("calibrate") + self.data.size(self.split))
 
     def _images(self, arch: Architecture) -> Iterator[tuple[Tensor, Any]]:
         """The split, for the measured network."""

@@ -38,8 +38,8 @@ from onceforall.tasks import task_of
 from onceforall.training import recipe as recipes
 from onceforall.training.distributed import torch_device
 from onceforall.training.recipe import Recipe
+from onceforall.training.run import Precision
 from onceforall.training.tensorboard import tensorboard as tensorboard_report
-from onceforall.training.trainer import Precision
 from onceforall.training.trainer import train as run_training
 
 SMALL_SPACE = "mobilenet_v3_small_images"
@@ -142,12 +142,12 @@ def train(
     if start:
         _fit_classes(start, images)
     if architecture is None:
-        supernet = start or Supernet(make(num_classes=images.num_classes), seed)
+        supernet = start or Supernet(make(**_classes(images)), seed)
         _run_training(supernet, images, made, out, seed, device, precision, tensorboard, entry)
         announce(out / "supernet.safetensors", f"; next: ofa label --model {out}")
     else:
         arch = read_architecture(architecture)
-        network = Network.of(start, arch) if start else Network(make(num_classes=images.num_classes), arch, seed)
+        network = Network.of(start, arch) if start else Network(make(**_classes(images)), arch, seed)
         _run_training(network, images, made, out, seed, device, precision, tensorboard, entry)
         announce(out / "network.safetensors", "; ofa.load_network reads it")
 
@@ -249,10 +249,15 @@ def import_(
 
 def _fit_classes(supernet: Supernet, data: DataSet) -> None:
     """Give the supernet a new classifier where the data have another number of classes."""
-    classes = getattr(data, "num_classes", supernet.num_classes)
-    if supernet.num_classes != classes:
-        notify(f"{data.name} has {classes} classes, the supernet {supernet.num_classes}: a new classifier")
-        supernet.reset_classifier(classes)
+    for classes in _classes(data).values():
+        if supernet.num_classes != classes:
+            notify(f"{data.name} has {classes} classes, the supernet {supernet.num_classes}: a new classifier")
+            supernet.reset_classifier(classes)
+
+
+def _classes(data: DataSet) -> dict[str, int]:
+    """The number of classes as a space takes it; nothing for data that have none."""
+    return {"num_classes": int(data.num_classes)} if hasattr(data, "num_classes") else {}
 
 
 def _run_training(

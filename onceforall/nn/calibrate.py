@@ -68,23 +68,23 @@ def _advance(module: nn.Module, batches: list[Tensor]) -> list[Tensor]:
 
 
 class Moments(NamedTuple):
-    """Of each channel of one batch: mean and biased variance over `count` values."""
+    """Of each channel of one batch: mean and biased variance over so many values."""
 
     mean: Tensor
     variance: Tensor
-    count: int
+    values: int
 
 
 def pooled(parts: Iterable[Moments]) -> Moments:
     """Moments of all batches together, from each batch's own two-pass moments."""
     parts = list(parts)
-    counts = torch.tensor([part.count for part in parts], dtype=torch.float64)
+    counts = torch.tensor([part.values for part in parts], dtype=torch.float64)
     weights = (counts / counts.sum()).to(parts[0].mean.device)[:, None]
     means = torch.stack([part.mean for part in parts]).double()
     variances = torch.stack([part.variance for part in parts]).double()
     mean = (weights * means).sum(0)
     variance = (weights * (variances + (means - mean) ** 2)).sum(0)
-    return Moments(mean.float(), variance.float(), sum(part.count for part in parts))
+    return Moments(mean.float(), variance.float(), sum(part.values for part in parts))
 
 
 def moments(x: Tensor) -> Moments:

@@ -77,10 +77,8 @@ class Training:
         elif "loss" in record:
             self._show(speed=f"{record['images_per_s']:.0f} img/s", loss=f"loss {record['loss']:.2f}")
         elif f"largest_{self._score.key}" in record:
-            ends = {
-                who.replace("_", " "): record.get(f"{who}_{self._score.key}") for who in ("largest", "smallest_open")
-            }
-            values = {who: value for who, value in ends.items() if value is not None}
+            ends = {who: f"{who.replace(' ', '_')}_{self._score.key}" for who in ("largest", "smallest open")}
+            values = {who: record[name] for who, name in ends.items() if name in record}
             *others, last = values.values()
             self._show(score=" / ".join([*(f"{value:.2f}" for value in others), self._score.text(last)]))
             said = ", ".join(f"{who} {self._score.text(value)}" for who, value in values.items())
