@@ -12,6 +12,7 @@ from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import Evaluator, measure_top1, specialised, top1
 from onceforall.nn.calibrate import calibrate
 from onceforall.nn.supernet import Supernet
+from onceforall.tasks.classification import Classification
 
 
 class Echo(nn.Module):
@@ -75,7 +76,7 @@ def test_an_evaluator_measures_what_each_network_measures_alone(
     space, data = supernet.space, replace(tiny_data, num_classes=supernet.num_classes or 0, _prepared={})
     evaluator = Evaluator(supernet, data, "label", memory=memory)
     for arch in (space.smallest(), space.largest(), space.sample(rng), space.smallest(), space.sample(rng)):
-        assert evaluator.top1(arch) == measure_top1(supernet, arch, data, "label")
+        assert evaluator.score(arch) == measure_top1(supernet, arch, data, "label")
 
 
 def test_bf16_measures_nearly_the_same(
@@ -84,14 +85,15 @@ def test_bf16_measures_nearly_the_same(
     arch = tiny_supernet.space.largest()
     exact = measure_top1(tiny_supernet, arch, tiny_data, "label")
     measured: list[torch.dtype] = []
+    evaluate = Classification.evaluate
 
-    def seen(network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    def seen(self: Classification, network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
         batches = list(batches)
         measured.extend({tensor.dtype for tensor in (*network.parameters(), *(images for images, _ in batches))})
-        return top1(network, batches)
+        return evaluate(self, network, batches)
 
-    monkeypatch.setattr("onceforall.evaluate.top1", seen)
-    assert Evaluator(tiny_supernet, tiny_data, "label", "bf16").top1(arch) == pytest.approx(exact, abs=8)
+    monkeypatch.setattr(Classification, "evaluate", seen)
+    assert Evaluator(tiny_supernet, tiny_data, "label", "bf16").score(arch) == pytest.approx(exact, abs=8)
     assert measured == [torch.bfloat16]
     with pytest.raises(InvalidConfiguration, match="'fp8': choices are fp32, bf16"):
         Evaluator(tiny_supernet, tiny_data, "label", "fp8")

@@ -34,13 +34,13 @@ def test_labelling_goes_on_where_it_was_killed(
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]) + lines[3][:10])  # killed in the middle of a line
     measured = []
-    top1 = Evaluator.top1
+    score = Evaluator.score
 
     def counting(self: Evaluator, arch: Architecture) -> float:
         measured.append(arch)
-        return top1(self, arch)
+        return score(self, arch)
 
-    monkeypatch.setattr(Evaluator, "top1", counting)
+    monkeypatch.setattr(Evaluator, "score", counting)
     assert label(tiny_supernet, tiny_data, path, count=4, uniform=False) == whole
     assert len(measured) == 2
     assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
@@ -57,7 +57,7 @@ def test_what_is_drawn_and_uniform_is_measured_once_and_stays_apart(
     tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[Architecture] = []
-    monkeypatch.setattr(Evaluator, "top1", lambda self, arch: measured.append(arch) or 50.0)
+    monkeypatch.setattr(Evaluator, "score", lambda self, arch: measured.append(arch) or 50.0)
     found = label(tiny_supernet, tiny_data, tmp_path / "labels.jsonl", count=30, distribution="macs")
     twice = {item.architecture for item in found if item.kind == "macs"} & set(tiny_supernet.space.uniforms())
     assert twice  # the ends of the space are both
@@ -73,7 +73,7 @@ def test_rows_that_are_not_asked_for_again_are_kept(
 ) -> None:
     path = tmp_path / "labels.jsonl"
     many = label(tiny_supernet, tiny_data, path, count=4)
-    monkeypatch.setattr(Evaluator, "top1", None)  # nothing is measured again
+    monkeypatch.setattr(Evaluator, "score", None)  # nothing is measured again
     few = label(tiny_supernet, tiny_data, path, count=2, uniform=False)
     assert len(few) == 2
     kept = read_labels(path)
@@ -163,8 +163,8 @@ def test_what_one_of_several_processes_measured_is_not_measured_again(
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "labels.jsonl.1-of-2").write_text(lines[0] + lines[2] + lines[4][:9])
     measured: list[Architecture] = []
-    top1 = Evaluator.top1
-    monkeypatch.setattr(Evaluator, "top1", lambda self, arch: measured.append(arch) or top1(self, arch))
+    score = Evaluator.score
+    monkeypatch.setattr(Evaluator, "score", lambda self, arch: measured.append(arch) or score(self, arch))
     assert label(tiny_supernet, tiny_data, tmp_path / "labels.jsonl", count=4, uniform=False) == whole
     assert whole[1].architecture not in measured
     assert len(measured) == 3
