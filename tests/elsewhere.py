@@ -36,12 +36,17 @@ class There(Tensor):
         return dispatched(function, args, kwargs or {})
 
 
-@torch.inference_mode(False)  # aliases of such tensors could not be made there
 def dispatched(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    with _Mode():  # operations that are made of others arrive whole in inference mode
-        parts = function.decompose(*args, **kwargs)
-    if parts is not NotImplemented:
-        return parts
+    if torch.is_inference_mode_enabled():  # where operations that are made of others arrive whole
+        with _Mode():
+            parts = function.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
+    with torch.inference_mode(False):  # aliases of such tensors could not be made
+        return computed(function, args, kwargs)
+
+
+def computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     there = [tensor for tensor in tensors if isinstance(tensor, There)]
     moves = function in (aten._to_copy.default, aten.copy_.default)
