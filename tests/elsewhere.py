@@ -64,7 +64,8 @@ def computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not wrap:
         return found
     return tree_map(
-        lambda leaf: (known[id(leaf)] if id(leaf) in known else There(leaf)) if isinstance(leaf, Tensor) else leaf, found
+        lambda leaf: (known[id(leaf)] if id(leaf) in known else There(leaf)) if isinstance(leaf, Tensor) else leaf,
+        found,
     )
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from elsewhere import elsewhere
 from torch import nn
 from torch.testing import assert_close
 
-from elsewhere import elsewhere
 from onceforall import evaluate
 from onceforall.data.dataset import ImageData
 from onceforall.errors import InvalidConfiguration

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
 
+from onceforall.architecture import height_width
 from onceforall.choices import Choices
 from onceforall.errors import InvalidConfiguration
+from onceforall.registry import Registry
 from onceforall.training import losses, optimizers, samplers
 from onceforall.training.losses import DistillationLoss
 from onceforall.training.optimizers import SGD, Optimizer
@@ -209,20 +211,22 @@ def finetune(
     return _recipe("finetune", (phase,), batch_size, settings)
 
 
-BY_NAME = {
-    recipe.__name__: recipe
-    for recipe in (progressive_shrinking, sandwich, random_order, delayed_shrinking, standalone, finetune)
-}
+OURS = (progressive_shrinking, sandwich, random_order, delayed_shrinking, standalone, finetune)
+BY_NAME: Registry[Callable[..., Recipe]] = Registry(
+    "recipe", "onceforall.recipes", {recipe.__name__: recipe for recipe in OURS}
+)
 
 
 def by_name(name: str, **given: Any) -> Recipe:
-    """The named recipe. Raises InvalidConfiguration where there is none, or it does not take what is given."""
-    if name not in BY_NAME:
-        raise InvalidConfiguration(f"recipe {name!r}: choices are {', '.join(BY_NAME)}")
-    if name != "progressive_shrinking" and not isinstance(given.get("epochs", 0), int):
+    """The named recipe, ours or an installed package's (entry points `onceforall.recipes`).
+
+    Raises InvalidConfiguration where there is none, or it does not take what is given.
+    """
+    make = BY_NAME[name]
+    if make in OURS and make is not progressive_shrinking and not isinstance(given.get("epochs", 0), int):
         raise InvalidConfiguration(f"epochs {given['epochs']}: recipe {name} takes one whole number")
     try:
-        return BY_NAME[name](**given)
+        return make(**given)
     except TypeError as error:
         raise InvalidConfiguration(f"recipe {name} does not take that: {error}") from error
 
@@ -241,28 +245,26 @@ def default(
     batches of 128 and a weight decay of 2e-4 (`benchmarks/shrinking.py`); others the paper's
     `progressive_shrinking`, and batch norm over 64 images or what divides a process's share. What is
     given, `name`, `epochs` or any setting of the recipe, takes the place of that; None is not given.
+    An installed package's recipe gets what is given alone.
     Raises InvalidConfiguration as `by_name` does.
     """
-    small = _side(space) < IMAGENET_SIZE
+    small = max(height_width(space.resolutions[-1])) < IMAGENET_SIZE
     name = name or ("random_order" if small else "progressive_shrinking")
-    given = {key: value for key, value in given.items() if value is not None}
+    settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, **given}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    if BY_NAME[name] not in OURS:
+        return by_name(name, **settings)  # which knows its own defaults
     if small:
-        batch_size = 128 if batch_size is None else batch_size
-        epochs = SMALL_EPOCHS.get(name) if epochs is None else epochs
-        if "optimizer" not in given:
-            given.setdefault("weight_decay", 2e-4)
+        ours: dict[str, Any] = (
+            {"batch_size": 128} if "optimizer" in settings else {"batch_size": 128, "weight_decay": 2e-4}
+        )
+        if name in SMALL_EPOCHS:
+            ours["epochs"] = SMALL_EPOCHS[name]
         if name == "random_order":
-            given.setdefault("subnets", 1)
+            ours["subnets"] = 1
     else:
-        batch_size = PAPER_BATCH if batch_size is None else batch_size
-        given.setdefault("batch_norm_size", _chunk(batch_size))
-    return by_name(name, batch_size=batch_size, **given, **({} if epochs is None else {"epochs": epochs}))
-
-
-def _side(space: Choices) -> int:
-    """The longer side of the largest images (px)."""
-    largest: Any = space.resolutions[-1]
-    return max(largest) if isinstance(largest, tuple) else int(largest)
+        ours = {"batch_norm_size": _chunk(settings.get("batch_size", PAPER_BATCH))}
+    return by_name(name, **ours | settings)
 
 
 def _chunk(batch: int) -> int:

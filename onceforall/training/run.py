@@ -127,7 +127,7 @@ class Run:
 
     def renew(self) -> Mapping[str, Callable[[Any], Any]]:
         """How those files are compared with what an older version wrote."""
-        names = schedule.choice_names(self.net.space)
+        names = self.net.space.choice_names
         return {"space.json": _space, "recipe.json": lambda value: _readable(schedule.identity, value, names)}
 
 

@@ -94,7 +94,7 @@ class Phase:
 
     def opened(self, space: S) -> S:
         """The sub-space that this phase trains."""
-        return _largest_choices(space, self.open)
+        return space.largest_choices(self.open)
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """The learning rate of a step of this phase, counted from 0."""
@@ -158,11 +158,11 @@ class Recipe:
     def opened_before(self, number: int, space: S) -> S:
         """The sub-space that the phases before phase `number` train; for the first, what it trains itself."""
         phases = [phase.open for phase in self.phases[: max(number, 1)]]
-        return _largest_choices(space, {name: max(_count(p, name) for p in phases) for name in {"*"}.union(*phases)})
+        return space.largest_choices({name: max(_count(p, name) for p in phases) for name in {"*"}.union(*phases)})
 
     def check_space(self, space: Choices) -> None:
         """Raises InvalidConfiguration where a phase opens choices that the space does not have."""
-        names = choice_names(space)
+        names = space.choice_names
         for phase in self.phases:
             unknown = sorted(set(phase.open) - {"*", *names})
             if unknown:
@@ -219,16 +219,6 @@ def _renewed_phase(phase: Mapping[str, Any]) -> dict[str, Any]:
     if phase.get("sampler") in Random.old_names:
         phase["sampler"] = Random.name
     return phase
-
-
-def choice_names(space: Choices) -> tuple[str, ...]:
-    """The names of a space's choices."""
-    return tuple(getattr(space, "choice_names", OLD_NAMES.values()))
-
-
-def _largest_choices(space: S, counts: Mapping[str, int]) -> S:
-    # Until spaces take names: the one place that still says the old ones.
-    return space.largest_choices(**{old: _count(counts, name) for old, name in OLD_NAMES.items()})
 
 
 def _count(counts: Mapping[str, int], name: str) -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from elsewhere import elsewhere
+
 from onceforall.architecture import Architecture
 from onceforall.data.dataset import ImageData
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
