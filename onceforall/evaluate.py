@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onceforall.architecture import Architecture
+from onceforall.architecture import Architecture, Size, height_width
 from onceforall.cost.analytic import PeakActivationMemory
 from onceforall.data.dataset import Data, Split
 from onceforall.errors import InvalidConfiguration
@@ -131,7 +131,7 @@ class Evaluator:
         fixed = len(self.supernet.space.stem(arch.resolution, arch.multipliers[0]))
         return nn.Sequential(*layers[:fixed]), nn.Sequential(*layers[fixed:])
 
-    def _share(self, arch: Architecture, key: tuple[Any, float]) -> _Shared:
+    def _share(self, arch: Architecture, key: tuple[Size, float]) -> _Shared:
         stem = self._parts(arch)[0]
         fits = _peak(self.supernet, arch) * self.data.size("calibrate") <= _room(self.device, AT_ONCE)
         if not fits or self._shared_bytes(stem, arch) > self.memory:
@@ -144,7 +144,7 @@ class Evaluator:
 
     def _shared_bytes(self, stem: nn.Sequential, arch: Architecture) -> int:
         """What the outputs of the stem would take."""
-        one = stem(torch.zeros(1, 3, arch.resolution, arch.resolution, device=self.device))
+        one = stem(torch.zeros(1, 3, *height_width(arch.resolution), device=self.device))
         each: int = one.numel() * one.element_size()
         return each * (self.data.size("calibrate") + self.data.size(self.split))
 
@@ -162,5 +162,5 @@ class _Shared:
     targets; None where they are too many to keep.
     """
 
-    key: tuple[Any, float]
+    key: tuple[Size, float]
     outputs: tuple[list[Tensor], list[tuple[Tensor, Any]]] | None

@@ -63,10 +63,11 @@ def computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     found = function(*args, **kwargs)
     if not wrap:
         return found
-    return tree_map(
-        lambda leaf: (known[id(leaf)] if id(leaf) in known else There(leaf)) if isinstance(leaf, Tensor) else leaf,
-        found,
-    )
+
+    def wrapped(leaf: Any) -> Any:
+        return known.get(id(leaf), There(leaf)) if isinstance(leaf, Tensor) else leaf
+
+    return tree_map(wrapped, found)
 
 
 class _Mode(TorchDispatchMode):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from onceforall import spaces
-from onceforall.architecture import Architecture
+from onceforall.architecture import Architecture, height_width
 from onceforall.checkpoint import digest
 from onceforall.data.dataset import Data, Split
 from onceforall.errors import InvalidConfiguration
@@ -100,7 +100,7 @@ def label(
     evaluator = Evaluator(supernet, data, split, precision)
     # One resolution after the other: the evaluator keeps what those have in common.
     kinds = {arch: kind for kind, arch in planned[rank::world] if arch not in done}
-    todo = sorted(kinds, key=lambda arch: (arch.resolution, arch.multipliers[0]))
+    todo = sorted(kinds, key=lambda arch: (height_width(arch.resolution), arch.multipliers[0]))
     for number, arch in enumerate(todo, 1):
         done[arch] = Label(kinds[arch], arch, evaluator.score(arch))
         append_jsonl(own, *_rows([done[arch]], key))

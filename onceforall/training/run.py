@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from onceforall import spaces
+from onceforall.architecture import Size
 from onceforall.data.batches import BatchPlan
 from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration
@@ -106,7 +107,7 @@ class Run:
         """The sub-networks that a phase may run on images [n, 3, height, width]."""
         if isinstance(self.net, Network):
             return Only(self.net.architecture)
-        return phase.opened(self.net.space).restrict(resolutions=[images.shape[-1]])
+        return phase.opened(self.net.space).restrict(resolutions=[size_of(images)])
 
     def identity(self, origin: str | None) -> dict[str, Any]:
         """The files of a run folder that say which run it is of."""
@@ -129,6 +130,12 @@ class Run:
         """How those files are compared with what an older version wrote."""
         names = self.net.space.choice_names
         return {"space.json": _space, "recipe.json": lambda value: _readable(schedule.identity, value, names)}
+
+
+def size_of(images: Tensor) -> Size:
+    """The resolution of images [n, 3, height, width]."""
+    height, width = images.shape[-2:]
+    return height if height == width else (height, width)
 
 
 def _space(value: Any) -> Any:

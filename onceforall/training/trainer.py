@@ -20,6 +20,7 @@ from typing import TypeVar, get_args
 import torch
 from torch import nn
 
+from onceforall.architecture import Size
 from onceforall.checkpoint import load_supernet, save_network, save_supernet
 from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
@@ -31,7 +32,7 @@ from onceforall.training.checkpoints import Checkpoints, Memory, diverged
 from onceforall.training.distributed import Processes
 from onceforall.training.guard import OnDivergence
 from onceforall.training.journal import Journal
-from onceforall.training.run import Precision, Run
+from onceforall.training.run import Precision, Run, size_of
 from onceforall.training.run_folder import Record, RunFolder, State
 from onceforall.training.schedule import Phase, Recipe
 from onceforall.training.step import train_step
@@ -158,7 +159,7 @@ class _Trainer:
         last = int(min(steps, state.step + budget.left))
         window = Window()
         for images, targets in run.data.training(run.plan(state).batches(state.step, last), run.processes.device):
-            teacher = self.teachers.at(images.shape[-1]) if phase.teacher == "frozen" else None
+            teacher = self.teachers.at(size_of(images)) if phase.teacher == "frozen" else None
             window.add(train_step(run, state, optimizer, images, targets, teacher), run.recipe.batch_size)
             state.step += 1
             budget.left -= 1
@@ -244,9 +245,9 @@ class _Teachers:
 
     def __init__(self, run: Run, path: Path) -> None:
         self._run, self.path = run, path
-        self._built: dict[int, nn.Module] = {}
+        self._built: dict[Size, nn.Module] = {}
 
-    def at(self, resolution: int) -> nn.Module:
+    def at(self, resolution: Size) -> nn.Module:
         """Calibrated at this resolution, batch norm folded."""
         if resolution not in self._built:
             supernet = load_supernet(self.path).to(self._run.processes.device)

@@ -20,7 +20,7 @@ from onceforall.data.batches import Batch
 from onceforall.data.dataset import ImageData, Split
 from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import Evaluator, measure
-from onceforall.files import read_json, read_jsonl
+from onceforall.files import as_json, read_json, read_jsonl
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label, label, read_labels, score_of, training_pairs
 from onceforall.report.progress import Training
@@ -197,7 +197,7 @@ def test_labels_say_their_score_and_its_direction(tmp_path: Path, tiny_supernet:
     assert [row.score for row in rows] == [measure(tiny_supernet, row.architecture, data, "label") for row in rows]
     header, first, *_ = read_jsonl(path)
     assert header["task"] == "brightness"
-    assert first == {"kind": "random", "architecture": rows[0].architecture.to_json(), "mae": rows[0].score}
+    assert first == {"kind": "random", "architecture": as_json(rows[0].architecture.to_json()), "mae": rows[0].score}
     assert read_labels(path, tiny_supernet.space) == rows
     assert score_of(path) == BRIGHTNESS.score
     architectures, goals = training_pairs(rows, score_of(path))
@@ -236,7 +236,7 @@ def test_reading_a_recipe_imports_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(tmp_path))
     value = json.loads(json.dumps(taught(Near()).to_json()))
     value["phases"][0]["loss"] = "trap:Loss"
-    with pytest.raises(InvalidConfiguration, match="loss 'trap:Loss': choices are .*; import the module that defines"):
+    with pytest.raises(InvalidConfiguration, match=r"loss 'trap:Loss': choices are .*; import the module that defines"):
         Recipe.from_json(value)
 
 

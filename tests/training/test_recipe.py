@@ -1,12 +1,14 @@
 import json
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from onceforall.errors import InvalidConfiguration
+from onceforall.files import as_json
 from onceforall.space import SearchSpace
-from onceforall.spaces import mobilenet_v3
+from onceforall.spaces import mobilenet_v3, mobilenet_v3_small_images
 from onceforall.training.losses import AlphaDivergence, DistillationLoss, SoftCrossEntropy
 from onceforall.training.optimizers import SGD, AdamW
 from onceforall.training.recipe import (
@@ -14,6 +16,7 @@ from onceforall.training.recipe import (
     Phase,
     Recipe,
     by_name,
+    default,
     delayed_shrinking,
     finetune,
     progressive_shrinking,
@@ -22,6 +25,7 @@ from onceforall.training.recipe import (
     standalone,
 )
 from onceforall.training.samplers import Random, Sandwich
+from onceforall.training.schedule import identity
 
 PAPER = progressive_shrinking()
 ALONE = ("standalone", "finetune")  # one network, not a supernet
@@ -282,7 +286,7 @@ def test_a_recipe_is_found_by_its_name(name: str) -> None:
         ("shrinking", {}, "recipe 'shrinking': choices are progressive_shrinking, sandwich, "),
         ("random_order", {"loss": "kl"}, "recipe random_order does not take that: .*'loss'"),
         ("finetune", {"optimiser": "adam"}, "does not take that: .*'optimiser'"),
-        ("sandwich", {"loss": "l2"}, "loss 'l2': choices are cross_entropy, kl, alpha; import the module"),
+        ("sandwich", {"loss": "l2"}, "loss 'l2': choices are cross_entropy, kl, alpha.*; import the module"),
         ("sandwich", {"epochs": 2.5}, "epochs 2.5: recipe sandwich takes one whole number"),
         ("standalone", {"epochs": (1,) * 6}, "recipe standalone takes one whole number"),
     ],
@@ -372,3 +376,109 @@ def test_json_of_a_wrong_form_is_refused(change: dict[str, Any]) -> None:
 def test_json_without_phases_is_refused() -> None:
     with pytest.raises(InvalidConfiguration, match="not a recipe: 'phases'"):
         Recipe.from_json({"name": "x", "batch_size": 32})
+
+
+# What is open, by name
+
+
+@pytest.mark.parametrize(
+    ("given", "normal"),
+    [
+        ({}, {}),
+        ({"*": 1, "kernel": 1}, {}),
+        ({"kernel": 2, "depth": 1}, {"kernel": 2}),
+        ({"*": 2, "kernel": 2, "depth": 1}, {"*": 2, "depth": 1}),
+        ({"depth": 3, "*": 2, "kernel": 3}, {"*": 2, "depth": 3, "kernel": 3}),
+    ],
+)
+def test_equal_openings_are_equal(given: dict[str, int], normal: dict[str, int]) -> None:
+    phase = Phase("x", 1, 0.1, open=given)
+    assert phase.open == normal
+    assert phase == Phase("x", 1, 0.1, open=normal)
+    assert json.dumps(Recipe("x", (phase,), 32).to_json()) == json.dumps(
+        Recipe("x", (Phase("x", 1, 0.1, open=normal),), 32).to_json()
+    )
+
+
+def old_phase(phase: dict[str, Any], **counts: int) -> dict[str, Any]:
+    """A phase's JSON as version 0.1.0 wrote it."""
+    plain = {"depths": 1, "kernels": 1, "expands": 1, "width_multipliers": 1}
+    sampler = {"random": "uniform"}.get(phase["sampler"], phase["sampler"])
+    return {key: value for key, value in phase.items() if key != "open"} | plain | counts | {"sampler": sampler}
+
+
+def test_recipes_of_older_versions_are_read_and_are_the_same_run() -> None:
+    value = as_json(PAPER.to_json())
+    counts: list[dict[str, int]] = [
+        {},
+        {"kernels": ALL},
+        {"kernels": ALL, "depths": 2},
+        {"kernels": ALL, "depths": ALL},
+        {"kernels": ALL, "depths": ALL, "expands": 2, "width_multipliers": 2},
+        dict.fromkeys(("kernels", "depths", "expands", "width_multipliers"), ALL),
+    ]
+    phases = [old_phase(phase, **given) for phase, given in zip(value["phases"], counts, strict=True)]
+    del value["optimizer"]
+    old = {**value, "phases": phases, "momentum": 0.9, "weight_decay": 3e-5}
+    assert Recipe.from_json(old) == PAPER
+    names = mobilenet_v3().choice_names
+    assert as_json(identity(old, names)) == as_json(identity(PAPER.to_json(), names))
+    assert as_json(identity({**old, "momentum": 0.8}, names)) != as_json(identity(PAPER.to_json(), names))
+    alone = {**old, "phases": [*phases[:4], {**phases[4], "expands": 3}, phases[5]]}
+    assert Recipe.from_json(alone).phases[4].open == {"kernel": ALL, "depth": ALL, "expand": 3, "width_multiplier": 2}
+    assert as_json(identity(alone, names)) != as_json(identity(PAPER.to_json(), names))
+
+
+def test_openings_are_the_same_run_where_a_space_cannot_tell_them_apart() -> None:
+    recipes = [Recipe("x", (Phase("x", 1, 0.1, open=given),), 32) for given in ({"*": 2}, {"kernel": 2, "depth": 2})]
+    same, other = ([identity(recipe.to_json(), names) for recipe in recipes] for names in (("kernel", "depth"), ("x",)))
+    assert same[0] == same[1]
+    assert other[0] != other[1]
+
+
+def test_names_that_a_space_does_not_have_are_refused() -> None:
+    message = "phase x opens heads, ratio: this space has depth, kernel, expand, width_multiplier"
+    with pytest.raises(InvalidConfiguration, match=message):
+        Recipe("x", (Phase("x", 1, 0.1, open={"*": 2, "ratio": 1, "heads": 3}),), 32).check_space(mobilenet_v3())
+
+
+# What is trained with where nothing is said
+
+
+def test_the_default_recipe_depends_on_the_size_of_images() -> None:
+    small, large = mobilenet_v3_small_images(), mobilenet_v3(resolutions=(128,))
+    assert default(small) == random_order(45, 128, subnets=1, weight_decay=2e-4)
+    assert default(large) == progressive_shrinking(batch_norm_size=64)
+    assert default(mobilenet_v3(resolutions=(96, 112))) == default(small)
+    shrinking = progressive_shrinking((20, 5, 1, 3, 1, 4), 128, weight_decay=2e-4)
+    assert default(small, "progressive_shrinking") == shrinking
+    assert default(small, "sandwich", epochs=9, batch_size=64, weight_decay=None, loss="alpha") == sandwich(
+        9, 64, loss="alpha", weight_decay=2e-4
+    )
+    assert default(large, epochs=10, batch_size=96) == progressive_shrinking(10, 96, batch_norm_size=32)
+    assert default(small, optimizer=AdamW()).optimizer == AdamW()
+
+
+def test_a_recipe_of_another_package_gets_what_is_given_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(epochs: float = 1.5) -> Recipe:
+        return Recipe("mine", (Phase("only", int(2 * epochs), 0.1),), 32)
+
+    monkeypatch.setitem(BY_NAME._registered, "mine", mine)
+    assert default(mobilenet_v3(), "mine") == mine()
+    assert by_name("mine", epochs=2.5) == mine(2.5)
+    with pytest.raises(InvalidConfiguration, match="recipe mine does not take that: .*'subnets'"):
+        default(mobilenet_v3(), "mine", subnets=2)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (lambda: SGD(momentum=1.0), "momentum 1.0: expected at least 0 and less than 1"),
+        (lambda: SGD(weight_decay=math.nan), "weight_decay nan: expected at least 0 and less than inf"),
+        (lambda: AdamW(betas=(0.9, 1.0)), "betas 1.0: expected at least 0 and less than 1"),
+        (lambda: AdamW(weight_decay=-1.0), "weight_decay -1.0: expected at least 0"),
+    ],
+)
+def test_an_optimiser_refuses_settings_out_of_range(optimizer: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InvalidConfiguration, match=message):
+        optimizer()

@@ -31,7 +31,7 @@ from onceforall.spaces.inverted_residual import InvertedResidualSpace
 from onceforall.tasks.classification import Classification
 from onceforall.training import journal, samplers, trainer
 from onceforall.training.losses import KLDivergence
-from onceforall.training.optimizers import SGD
+from onceforall.training.optimizers import SGD, AdamW
 from onceforall.training.recipe import (
     BY_NAME,
     OPEN,
@@ -900,3 +900,45 @@ def test_an_unknown_option_is_refused(
     with pytest.raises(InvalidConfiguration, match=message):
         train(Supernet(tiny_space), tiny_data, PLAIN, tmp_path / "run", **option)
     assert not (tmp_path / "run").exists()
+
+
+# Optimisers, openings and sizes of one's own
+
+
+def test_adam_resumes_exactly(tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData) -> None:
+    recipe = random_order(2, 30, 0.01, optimizer=AdamW(weight_decay=0.1))
+    whole = train(Supernet(tiny_space), few_data, recipe, tmp_path / "whole")
+    train(Supernet(tiny_space), few_data, recipe, tmp_path / "run", stop_after=2)
+    resumed = train(Supernet(tiny_space, seed=5), few_data, recipe, tmp_path / "run")
+    assert_same_weights(weights_of(resumed), weights_of(whole))
+    stopped = read_tensors(max((tmp_path / "run" / "checkpoints").glob("00-*")))[0]
+    kinds = {name.split(".")[1] for name in stopped if name.startswith("optimizer.")}
+    assert kinds == {"exp_avg", "exp_avg_sq", "step"}
+
+
+def test_a_recipe_for_another_kind_of_space_is_refused(
+    tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData
+) -> None:
+    recipe = Recipe("heads", (Phase("full", 1, 0.01, open={"heads": 2}),), 30)
+    with pytest.raises(InvalidConfiguration, match="phase full opens heads: this space has depth, kernel, expand"):
+        train(Supernet(tiny_space), few_data, recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_whose_recipe_was_written_in_other_words_goes_on(
+    tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData
+) -> None:
+    """As version 0.1.0 wrote it, and with what is open said in another way."""
+    whole = train(Supernet(tiny_space), few_data, random_order(1, 30), tmp_path / "whole")
+    train(Supernet(tiny_space), few_data, random_order(1, 30), tmp_path / "run", stop_after=1)
+    recipe = read_json(tmp_path / "run" / "recipe.json")
+    del recipe["optimizer"], recipe["phases"][0]["open"]
+    recipe |= {"momentum": 0.9, "weight_decay": 3e-5}
+    recipe["phases"][0] |= dict.fromkeys(("depths", "kernels", "expands", "width_multipliers"), 99)
+    recipe["phases"][0]["sampler"] = "uniform"
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe))
+    names = {"depth": 99, "kernel": 99, "expand": 99, "width_multiplier": 99}
+    (phase,) = random_order(1, 30).phases
+    same = replace(random_order(1, 30), phases=(replace(phase, open=names),))
+    resumed = train(Supernet(tiny_space, seed=5), few_data, same, tmp_path / "run")
+    assert_same_weights(weights_of(resumed), weights_of(whole))
