@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from onceforall import spaces
-from onceforall.architecture import Size
+from onceforall.architecture import Architecture, Size
 from onceforall.data.batches import BatchPlan
 from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration
@@ -129,7 +129,11 @@ class Run:
     def renew(self) -> Mapping[str, Callable[[Any], Any]]:
         """How those files are compared with what an older version wrote."""
         names = self.net.space.choice_names
-        return {"space.json": _space, "recipe.json": lambda value: _readable(schedule.identity, value, names)}
+        return {
+            "space.json": lambda value: _readable(lambda: spaces.from_json(value).to_json(), value),
+            "recipe.json": lambda value: _readable(lambda: schedule.identity(value, names), value),
+            "architecture.json": lambda value: _readable(lambda: Architecture.from_json(value).to_json(), value),
+        }
 
 
 def size_of(images: Tensor) -> Size:
@@ -138,13 +142,9 @@ def size_of(images: Tensor) -> Size:
     return height if height == width else (height, width)
 
 
-def _space(value: Any) -> Any:
-    return _readable(lambda value: spaces.from_json(value).to_json(), value)
-
-
-def _readable(read: Callable[..., Any], value: Any, *more: Any) -> Any:
+def _readable(read: Callable[[], Any], value: Any) -> Any:
     """What is read, or the value itself where that is not possible."""
     try:
-        return read(value, *more)
+        return read()
     except (InvalidConfiguration, KeyError, TypeError, ValueError, AttributeError):
         return value

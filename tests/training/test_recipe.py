@@ -12,6 +12,7 @@ from onceforall.spaces import mobilenet_v3, mobilenet_v3_small_images
 from onceforall.training.losses import AlphaDivergence, DistillationLoss, SoftCrossEntropy
 from onceforall.training.optimizers import SGD, AdamW
 from onceforall.training.recipe import (
+    ALL,
     BY_NAME,
     Phase,
     Recipe,
@@ -466,7 +467,7 @@ def test_a_recipe_of_another_package_gets_what_is_given_alone(monkeypatch: pytes
     monkeypatch.setitem(BY_NAME._registered, "mine", mine)
     assert default(mobilenet_v3(), "mine") == mine()
     assert by_name("mine", epochs=2.5) == mine(2.5)
-    with pytest.raises(InvalidConfiguration, match="recipe mine does not take that: .*'subnets'"):
+    with pytest.raises(InvalidConfiguration, match=r"recipe mine does not take that: .*'subnets'"):
         default(mobilenet_v3(), "mine", subnets=2)
 
 
