@@ -42,8 +42,8 @@ def main() -> None:
     shared, halved = Evaluator(supernet, data, "label"), Evaluator(supernet, data, "label", "bf16")
     ways: dict[str, Callable[[Architecture], float]] = {
         "each by itself": lambda arch: measure_top1(supernet, arch, data, "label"),
-        "what they share once": shared.top1,
-        "and in bf16": halved.top1,
+        "what they share once": shared.score,
+        "and in bf16": halved.score,
     }
     rng = np.random.default_rng(options.seed)
     space = supernet.space

@@ -1,119 +1,166 @@
-"""Top-1 of a sub-network: extracted, recalibrated, folded, measured on a named split."""
+"""The score of a sub-network: extracted, recalibrated, folded, measured on a named split."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from onceforall.architecture import Architecture
+from onceforall.architecture import Architecture, Size, height_width
+from onceforall.cost.analytic import PeakActivationMemory
 from onceforall.data.dataset import Data, Split
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.calibrate import advance, calibrate
 from onceforall.nn.network import SubNetwork
+from onceforall.nn.streaming import calibrate_streaming
 from onceforall.nn.subnet import channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet, Trainable
+from onceforall.tasks import CLASSIFICATION, task_of
+from onceforall.tasks.task import device_of
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's tensors are; the processor for one that has none."""
-    return next((tensor.device for tensor in module.state_dict().values()), torch.device("cpu"))
+# Bytes on the processor (`_room`): of feature maps that are kept; of those that are alive at once where
+# calibration holds all its images; and of those of one batch. With a gigabyte, 2,000 images of 32 px still are.
+KEPT, AT_ONCE, ONE_BATCH = 640 << 20, 1 << 30, 384 << 20
+BATCH = 250  # images, where so many fit
 
 
 @torch.inference_mode()
 def top1(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Share of images whose class has the largest logit, in percent."""
-    correct = count = 0
-    device = device_of(network)
-    for images, labels in batches:
-        correct += int((network(images.to(device)).argmax(1).cpu() == labels).sum())
-        count += len(labels)
-    return 100.0 * correct / count
+    return CLASSIFICATION.evaluate(network, batches)
 
 
-def check_classes(net: Trainable, data: Data) -> None:
-    """Raises InvalidConfiguration where the classes of a network are not those of the data."""
-    if net.num_classes != data.num_classes:
-        raise InvalidConfiguration(
-            f"{data.name} has {data.num_classes} classes, and the network tells {net.num_classes} apart: give the data "
-            "that it is for"
-        )
+def measure(supernet: Trainable, arch: Architecture, data: Data, split: Split) -> float:
+    """The measured score of a sub-network on a split, after recalibration: of the data's task, in its unit."""
+    network = specialised(supernet, arch, data)
+    return task_of(data).evaluate(network, data.batches(split, arch.resolution, _batch_size(supernet, arch)))
+
+
+def measure_top1(supernet: Trainable, arch: Architecture, data: Data, split: Split) -> float:
+    """Measured top-1 (percent) of a sub-network on a split, after recalibration; of classifiers."""
+    network = specialised(supernet, arch, data)
+    return top1(network, data.batches(split, arch.resolution, _batch_size(supernet, arch)))
 
 
 def specialised(supernet: Trainable, arch: Architecture, data: Data) -> SubNetwork:
     """The extracted network with batch norm recalibrated on the calibration images and folded away.
 
-    In evaluation mode and channels_last: for measuring and exporting, not for training.
+    In evaluation mode and channels_last: for measuring and exporting, not for training. Where the
+    feature maps of all calibration images are too many, they pass batch by batch, which takes longer.
     """
-    check_classes(supernet, data)
-    device = device_of(supernet)
-    images = [batch.to(device) for batch in data.calibration(arch.resolution)]
-    return channels_last(fold_batch_norm(calibrate(supernet.extract(arch), images)))
+    task_of(data).check(supernet, data)
+    device, network = device_of(supernet), supernet.extract(arch)
+    if _peak(supernet, arch) * data.size("calibrate") <= _room(device, AT_ONCE):
+        calibrate(network, [batch.to(device) for batch in data.calibration(arch.resolution)])
+    else:
+
+        def images() -> Iterator[Tensor]:
+            batches = data.batches("calibrate", arch.resolution, _batch_size(supernet, arch))
+            return (batch.to(device) for batch, _ in batches)
+
+        calibrate_streaming(network, images, data.size("calibrate"), _room(device, KEPT))
+    return channels_last(fold_batch_norm(network))
 
 
-def measure_top1(supernet: Trainable, arch: Architecture, data: Data, split: Split) -> float:
-    """Measured top-1 (percent) of a sub-network on a split, after recalibration."""
-    return top1(specialised(supernet, arch, data), data.batches(split, arch.resolution))
+def _peak(supernet: Trainable, arch: Architecture) -> int:
+    """Bytes of the feature maps of one image that are alive at once."""
+    return int(PeakActivationMemory().cost(supernet.space.lower(arch)))
+
+
+def _batch_size(supernet: Trainable, arch: Architecture) -> int:
+    """Images that run at once."""
+    return max(1, min(BATCH, _room(device_of(supernet), ONE_BATCH) // _peak(supernet, arch)))
+
+
+def _room(device: torch.device, on_the_processor: int) -> int:
+    """Bytes that may be used: a tenth of an accelerator's memory where that is more."""
+    if device.type != "cuda":
+        return on_the_processor
+    return max(on_the_processor, torch.cuda.get_device_properties(device).total_memory // 10)
 
 
 class Evaluator:
     """Measures many sub-networks of one supernet on one split; what they share is computed once.
 
-    Images are decoded and resized once a resolution (by the data), and all sub-networks of one
-    resolution share the fixed layers before the first unit: their outputs for the calibration images
-    and for the split are kept, up to `memory` bytes, those of the resolution that was asked for
-    longest ago making room. So ask for one resolution after the other.
+    Images are decoded and resized once a resolution (by the data, as far as it keeps them), and all
+    sub-networks of one resolution and first width multiplier share the fixed layers before the first
+    unit: their outputs for the calibration images and for the split are kept, for the one that was
+    asked for last, where they take at most `memory` bytes (None: 640 MiB, or a tenth of an
+    accelerator's). Larger ones are computed anew for each network, batch by batch. So ask for one
+    resolution after the other.
 
     precision: "fp32", or "bf16" for the measured network; batch norm is calibrated in fp32 either way.
     """
 
     def __init__(
-        self, supernet: Supernet, data: Data, split: Split, precision: str = "fp32", memory: int = 2 << 30
+        self, supernet: Supernet, data: Data, split: Split, precision: str = "fp32", memory: int | None = None
     ) -> None:
         if precision not in PRECISIONS:
             raise InvalidConfiguration(f"precision {precision!r}: choices are {', '.join(PRECISIONS)}")
-        check_classes(supernet, data)
-        self.supernet, self.data, self.split, self.memory = supernet, data, split, memory
+        self.task = task_of(data)
+        self.task.check(supernet, data)
+        self.supernet, self.data, self.split = supernet, data, split
+        self.device = device_of(supernet)
+        self.memory = _room(self.device, KEPT) if memory is None else memory
         self.dtype = PRECISIONS[precision]
-        self._shared: dict[tuple[int, float], _Shared] = {}
+        self._shared: _Shared | None = None
 
     @torch.inference_mode()
-    def top1(self, arch: Architecture) -> float:
-        """Measured top-1 (percent) of a sub-network, after recalibration: in fp32 that of `measure_top1`."""
-        layers = list(self.supernet.extract(arch))
+    def score(self, arch: Architecture) -> float:
+        """The measured score of a sub-network, after recalibration: in fp32 that of `measure`."""
         key = (arch.resolution, arch.multipliers[0])
-        fixed = len(self.supernet.space.stem(*key))
-        stem, rest = nn.Sequential(*layers[:fixed]), nn.Sequential(*layers[fixed:])
-        shared = self._shared.pop(key, None) or self._share(stem, arch.resolution)
-        self._shared[key] = shared  # the newest last
-        while len(self._shared) > 1 and sum(item.bytes for item in self._shared.values()) > self.memory:
-            del self._shared[next(iter(self._shared))]
-        advance(rest, shared.calibration)
-        return top1(channels_last(fold_batch_norm(rest)).to(self.dtype), shared.measured)
+        if self._shared is None or self._shared.key != key:
+            self._shared = None  # first, to make room
+            self._shared = self._share(arch, key)
+        if self._shared.outputs is None:
+            network = specialised(self.supernet, arch, self.data).to(self.dtype)
+            return self.task.evaluate(network, self._images(arch))
+        calibration, measured = self._shared.outputs
+        rest = self._parts(arch)[1]
+        advance(rest, calibration)
+        return self.task.evaluate(channels_last(fold_batch_norm(rest)).to(self.dtype), measured)
 
-    def _share(self, stem: nn.Sequential, resolution: int) -> _Shared:
-        device = device_of(self.supernet)
-        calibration = [batch.to(device) for batch in self.data.calibration(resolution)]
+    def _parts(self, arch: Architecture) -> tuple[nn.Sequential, nn.Sequential]:
+        """The extracted network, cut where its fixed first layers end."""
+        layers = list(self.supernet.extract(arch))
+        fixed = len(self.supernet.space.stem(arch.resolution, arch.multipliers[0]))
+        return nn.Sequential(*layers[:fixed]), nn.Sequential(*layers[fixed:])
+
+    def _share(self, arch: Architecture, key: tuple[Size, float]) -> _Shared:
+        stem = self._parts(arch)[0]
+        fits = _peak(self.supernet, arch) * self.data.size("calibrate") <= _room(self.device, AT_ONCE)
+        if not fits or self._shared_bytes(stem, arch) > self.memory:
+            return _Shared(key, None)
+        calibration = [batch.to(self.device) for batch in self.data.calibration(arch.resolution)]
         if len(stem):
             calibration = advance(stem, calibration)
         stem = channels_last(fold_batch_norm(stem)).to(self.dtype)
-        batches = self.data.batches(self.split, resolution)
-        return _Shared(calibration, [(stem(images.to(device, self.dtype)), labels) for images, labels in batches])
+        return _Shared(key, (calibration, [(stem(images), targets) for images, targets in self._images(arch)]))
+
+    def _shared_bytes(self, stem: nn.Sequential, arch: Architecture) -> int:
+        """What the outputs of the stem would take."""
+        one = stem(torch.zeros(1, 3, *height_width(arch.resolution), device=self.device))
+        each: int = one.numel() * one.element_size()
+        return each * (self.data.size("calibrate") + self.data.size(self.split))
+
+    def _images(self, arch: Architecture) -> Iterator[tuple[Tensor, Any]]:
+        """The split, for the measured network."""
+        batches = self.data.batches(self.split, arch.resolution, _batch_size(self.supernet, arch))
+        return ((images.to(self.device, self.dtype), targets) for images, targets in batches)
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """Outputs of the layers that all sub-networks of a resolution begin with, and the classes."""
+    """What sub-networks of one resolution and first width multiplier share.
 
-    calibration: list[Tensor]
-    measured: list[tuple[Tensor, Tensor]]
+    outputs: of the fixed first layers, for the calibration images, and for the split with its
+    targets; None where they are too many to keep.
+    """
 
-    @property
-    def bytes(self) -> int:
-        """What it keeps."""
-        tensors = [*self.calibration, *(outputs for outputs, _ in self.measured)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    key: tuple[Size, float]
+    outputs: tuple[list[Tensor], list[tuple[Tensor, Any]]] | None

@@ -31,6 +31,7 @@ from onceforall.predict import labels as labels_module
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.profiling.profile import adapt, profile
 from onceforall.space import SearchSpace
+from onceforall.training import recipe as recipes
 
 COMMANDS = ("train", "finetune", "label", "import", "profile", "devices", "search", "specialize", "verify", "bundle")
 
@@ -45,7 +46,7 @@ def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.Monk
     monkeypatch.setattr(cli.profiling, "run_profile", lambda *a, **k: profile(*a, **k, **short))
     few = {"calibrating": 5, "validating": 4, "turns": 2, "burst_seconds": 0.001}
     monkeypatch.setattr(cli.profiling, "run_adapt", lambda *a, **k: adapt(*a, **k, **few))
-    monkeypatch.setattr(labels_module.Evaluator, "top1", lambda self, arch: 10.0 + arch.resolution)
+    monkeypatch.setattr(labels_module.Evaluator, "score", lambda self, arch: 10.0 + arch.resolution)
     for module in ("finishing", "verify"):  # not a process for each export
         monkeypatch.setattr(f"onceforall.deploy.{module}.measure_memory", lambda *given: 1)
     for module in ("latencies", "verify"):  # the clock of a machine that does nothing else
@@ -230,9 +231,9 @@ def test_bad_input_is_one_line_and_exit_code_1(
 
 
 def test_batch_norm_runs_over_what_divides_a_process_s_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [cli.building._chunk(batch) for batch in (2048, 64, 48, 32, 100, 33)] == [64, 64, 16, 32, 4, 0]
+    assert [recipes._chunk(batch) for batch in (2048, 64, 48, 32, 100, 33)] == [64, 64, 16, 32, 4, 0]
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert [cli.building._chunk(batch) for batch in (2048, 256, 100)] == [64, 32, 4]
+    assert [recipes._chunk(batch) for batch in (2048, 256, 100)] == [64, 32, 4]
 
 
 def test_the_command_is_installed() -> None:
@@ -384,7 +385,7 @@ def test_what_is_not_said_of_training_depends_on_the_size_of_images(
         run(CliRunner(), "train", "--space", space, "--out", tmp_path)
     recipe = called["given"][2]
     assert (recipe.name, sum(phase.epochs for phase in recipe.phases), recipe.subnet_epochs) == (name, epochs, subnets)
-    assert (recipe.batch_size, recipe.batch_norm_size, recipe.weight_decay) == settings
+    assert (recipe.batch_size, recipe.batch_norm_size, recipe.optimizer.weight_decay) == settings
     assert (called["seed"], called["device"], called["precision"], called["origin"]) == (0, "cpu", "fp32", None)
 
 
@@ -399,8 +400,8 @@ def test_train_and_label_pass_every_option_on(called: dict[str, Any], tmp_path: 
     recipe = called["given"][2]
     (phase,) = recipe.phases
     assert (recipe.name, recipe.batch_size, recipe.batch_norm_size) == ("sandwich", 96, 32)
-    assert (recipe.weight_decay, recipe.clip_norm) == (1e-3, 2)
-    assert (phase.epochs, phase.loss, phase.subnets) == (9, "alpha", 3)
+    assert (recipe.optimizer.weight_decay, recipe.clip_norm) == (1e-3, 2)
+    assert (phase.epochs, phase.loss, phase.subnets) == (9, recipes.losses.AlphaDivergence(), 3)
     assert phase.learning_rate == pytest.approx(0.5 * 2.6 * 96 / 2048)
     assert (called["seed"], called["precision"], called["opened"][2]) == (4, "bf16", 2)
     save_supernet(tmp_path / "model" / "supernet.safetensors", Supernet(tiny_space))

@@ -11,39 +11,25 @@ import onceforall
 
 PACKAGE = Path(onceforall.__file__).parent
 
-# A room is a module or a folder. Costs and devices share a floor, so that neither leans on the other: see profiling.
-FLOORS = {
-    "errors": 0,
-    "download": 1,
-    "files": 1,
-    "serial": 1,
-    "registry": 1,
-    "process": 1,
-    "sizes": 1,
-    "architecture": 2,
-    "layers": 2,
-    "choices": 3,
-    "rows": 4,
-    "space": 5,
-    "spaces": 6,
-    "nn": 7,
-    "checkpoint": 8,
-    "data": 8,
-    "devices": 8,
-    "cost": 8,
-    "search": 9,
-    "evaluate": 9,
-    "profiling": 10,
-    "predict": 10,
-    "training": 10,
-    "bundle": 11,
-    "interop": 11,
-    "deploy": 12,
-    "zoo": 12,
-    "report": 13,
-    "cli": 14,
-    "testing": 14,
-}
+# A room is a module or a folder; it leans on its own room and on those of the floors above it in this list.
+ROOMS = (
+    "errors",
+    "download files process registry serial sizes",
+    "architecture layers",
+    "choices",
+    "rows",
+    "space",
+    "spaces",
+    "data nn",
+    "checkpoint cost devices tasks",
+    "evaluate search",
+    "predict profiling training",
+    "bundle interop",
+    "deploy zoo",
+    "report",
+    "cli testing",
+)
+FLOORS = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms.split()}
 
 TORCH_FREE = [
     "architecture",

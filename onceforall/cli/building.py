@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -30,24 +28,23 @@ from onceforall.cli.common import (
 from onceforall.data.dataset import Data as DataSet
 from onceforall.data.sources import open_data
 from onceforall.errors import InvalidConfiguration
-from onceforall.evaluate import measure_top1
+from onceforall.evaluate import measure
 from onceforall.files import sha256
 from onceforall.interop import import_file
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict.labels import label as run_label
 from onceforall.report.progress import Steps, Training
+from onceforall.tasks import task_of
 from onceforall.training import recipe as recipes
 from onceforall.training.distributed import torch_device
 from onceforall.training.recipe import Recipe
+from onceforall.training.run import Precision
 from onceforall.training.tensorboard import tensorboard as tensorboard_report
-from onceforall.training.trainer import Precision
 from onceforall.training.trainer import train as run_training
 
 SMALL_SPACE = "mobilenet_v3_small_images"
 RUN_FOLDER = "Run folder; one with a checkpoint is resumed."
 WEIGHT_DECAY = "On convolutions and the classifier."
-SMALL_EPOCHS = {"random_order": "45", "progressive_shrinking": "20,5,1,3,1,4"}
-IMAGENET_SIZE = 128  # px: from here on, schedules are those for ImageNet
 
 
 @app.command()
@@ -120,7 +117,7 @@ def train(
     """Train a supernet -> OUT/supernet.safetensors.
 
     Stop it at any time: the same command goes on where it was, and OUT/state.json says what comes
-    next. Losses, learning rates and top-1 on the label images go to OUT/log.jsonl. Several processes:
+    next. Losses, learning rates and scores on the label images go to OUT/log.jsonl. Several processes:
     torchrun --nproc-per-node 2 --max-restarts 3 --no-python ofa train --out ...
     """
     if model is not None and space is not None:
@@ -129,35 +126,28 @@ def train(
     start = entry.supernet if entry else None
     check_choice("--space", space or SMALL_SPACE, spaces.BY_NAME)
     make = spaces.BY_NAME[space or SMALL_SPACE]
-    small = (start.space if start else make(num_classes=2)).resolutions[-1] < IMAGENET_SIZE
-    recipe = recipe or ("random_order" if small else "progressive_shrinking")
-    if small and recipe == "random_order":
-        subnets = 1 if subnets is None else subnets  # benchmarks/shrinking.py
-    if small:
-        batch_size = 128 if batch_size is None else batch_size
-    if batch_norm_size is None:
-        batch_norm_size = 0 if small else _chunk(recipes.PAPER_BATCH if batch_size is None else batch_size)
-    values: dict[str, Any] = {
-        "epochs": _epochs(epochs or (SMALL_EPOCHS.get(recipe) if small else None)),
-        "batch_size": batch_size,
-        "batch_norm_size": batch_norm_size,
-        "weight_decay": weight_decay if weight_decay is not None else (2e-4 if small else None),
-        "learning_rate_scale": learning_rate_scale,
-        "clip_norm": clip_norm,
-        "loss": loss,
-        "subnets": subnets,
-    }
-    made = recipes.by_name(recipe, **{name: value for name, value in values.items() if value is not None})
+    made = recipes.default(
+        start.space if start else make(num_classes=2),
+        recipe,
+        epochs=_epochs(epochs),
+        batch_size=batch_size,
+        batch_norm_size=batch_norm_size,
+        weight_decay=weight_decay,
+        learning_rate_scale=learning_rate_scale,
+        clip_norm=clip_norm,
+        loss=loss,
+        subnets=subnets,
+    )
     images = open_data(data, notify, workers)
     if start:
         _fit_classes(start, images)
     if architecture is None:
-        supernet = start or Supernet(make(num_classes=images.num_classes), seed)
+        supernet = start or Supernet(make(**_classes(images)), seed)
         _run_training(supernet, images, made, out, seed, device, precision, tensorboard, entry)
         announce(out / "supernet.safetensors", f"; next: ofa label --model {out}")
     else:
         arch = read_architecture(architecture)
-        network = Network.of(start, arch) if start else Network(make(num_classes=images.num_classes), arch, seed)
+        network = Network.of(start, arch) if start else Network(make(**_classes(images)), arch, seed)
         _run_training(network, images, made, out, seed, device, precision, tensorboard, entry)
         announce(out / "network.safetensors", "; ofa.load_network reads it")
 
@@ -180,7 +170,7 @@ def finetune(
 ) -> None:
     """Extract one sub-network and go on training it -> OUT/network.safetensors.
 
-    Data of another number of classes give it a new classifier. Prints its top-1 on the label images
+    Data of another number of classes give it a new classifier. Prints its score on the label images
     before and after, each with batch norm recalibrated.
     """
     architecture = read_architecture(result, model)
@@ -189,11 +179,12 @@ def finetune(
     images = open_data(data, notify, workers)
     _fit_classes(supernet, images)
     network = Network.of(supernet, architecture)
-    before = measure_top1(network, network.architecture, images, "label")
+    before = measure(network, network.architecture, images, "label")
     made = recipes.finetune(epochs, batch_size, learning_rate_scale, weight_decay=weight_decay)
     _run_training(network, images, made, out, seed, device, precision, tensorboard, entry)
-    after = measure_top1(network, network.architecture, images, "label")
-    announce(out / "network.safetensors", f": top-1 on label images {before:.2f} -> {after:.2f} %")
+    after = measure(network, network.architecture, images, "label")
+    score = task_of(images).score
+    announce(out / "network.safetensors", f": {score.name} on label images {before:.2f} -> {score.text(after)}")
 
 
 @app.command()
@@ -256,17 +247,17 @@ def import_(
         announce(out / "predictor.safetensors", f": accuracy predictor of {found.domain.name}")
 
 
-def _chunk(batch: int) -> int:
-    """The largest part of the paper's 64 images a chunk that divides what each process gets of a batch."""
-    chunk = math.gcd(64, batch // int(os.environ.get("WORLD_SIZE", 1)))
-    return chunk if chunk > 1 else 0
-
-
 def _fit_classes(supernet: Supernet, data: DataSet) -> None:
     """Give the supernet a new classifier where the data have another number of classes."""
-    if supernet.num_classes != data.num_classes:
-        notify(f"{data.name} has {data.num_classes} classes, the supernet {supernet.num_classes}: a new classifier")
-        supernet.reset_classifier(data.num_classes)
+    for classes in _classes(data).values():
+        if supernet.num_classes != classes:
+            notify(f"{data.name} has {classes} classes, the supernet {supernet.num_classes}: a new classifier")
+            supernet.reset_classifier(classes)
+
+
+def _classes(data: DataSet) -> dict[str, int]:
+    """The number of classes as a space takes it; nothing for data that have none."""
+    return {"num_classes": int(data.num_classes)} if hasattr(data, "num_classes") else {}
 
 
 def _run_training(
@@ -281,7 +272,7 @@ def _run_training(
     origin: zoo.Entry | None,
 ) -> None:
     also = tensorboard_report(out / "tensorboard") if tensorboard and is_first_process() else lambda record: None
-    with Training(recipe, console) as show:
+    with Training(recipe, console, task_of(data).score) as show:
 
         def report(record: dict[str, Any]) -> None:
             show(record)

@@ -14,6 +14,8 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.nn import functional as F
 
+from onceforall.architecture import Size, height_width
+
 
 def flip_and_shift(images: Tensor, generator: torch.Generator, margin: int = 4) -> Tensor:
     """Mirror each image with probability 1/2 and shift it by up to `margin` px, edges reflected.
@@ -37,7 +39,7 @@ def flip_and_shift(images: Tensor, generator: torch.Generator, margin: int = 4) 
     return picked.permute(0, 3, 1, 2)
 
 
-def augment_picture(picture: Image.Image, resolution: int, rng: np.random.Generator) -> Image.Image:
+def augment_picture(picture: Image.Image, resolution: Size, rng: np.random.Generator) -> Image.Image:
     """An RGB picture as the paper trains on it: random crop, mirrored with probability 1/2, colours jittered."""
     picture = random_resized_crop(picture, resolution, rng)
     if rng.random() < 0.5:
@@ -47,12 +49,12 @@ def augment_picture(picture: Image.Image, resolution: int, rng: np.random.Genera
 
 def random_resized_crop(
     picture: Image.Image,
-    resolution: int,
+    resolution: Size,
     rng: np.random.Generator,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Image.Image:
-    """A random part of the picture, resized to resolution x resolution px (bilinear).
+    """A random part of the picture, resized to the resolution (bilinear).
 
     The part's share of the area is uniform in `scale`, the logarithm of its width / height uniform
     in that of `ratio`; where ten draws do not fit, it is the largest central part within `ratio`.
@@ -60,7 +62,7 @@ def random_resized_crop(
     box = _crop_box(picture.size, rng, scale, ratio)
     # Averages whole pixels first where the part is four times the resolution or more: 2.7 times as fast
     # for a picture of 2,000 px, and nothing changes for one of ImageNet's 500.
-    return picture.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+    return picture.resize(height_width(resolution)[::-1], Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
 
 
 def jitter(
@@ -75,18 +77,22 @@ def jitter(
     return picture
 
 
-def centre_crop(picture: Image.Image, resolution: int) -> Image.Image:
-    """The picture for measuring: its shorter side resized to resolution / 0.875 (rounded up), its centre cut out.
+def centre_crop(picture: Image.Image, resolution: Size) -> Image.Image:
+    """The picture for measuring: resized to cover resolution / 0.875 (rounded up), its centre cut out.
 
     One bilinear resize does both, so pixels that are not kept are never computed.
     """
-    short = math.ceil(resolution / 0.875)
+    wide, high = height_width(resolution)[::-1]
     width, height = picture.size
-    scaled = short * width // min(picture.size), short * height // min(picture.size)
-    left, top = (round((side - resolution) / 2) for side in scaled)
+    least = math.ceil(wide / 0.875), math.ceil(high / 0.875)
+    if least[0] * height >= least[1] * width:  # its width is what hardly covers
+        scaled = least[0], least[0] * height // width
+    else:
+        scaled = least[1] * width // height, least[1]
+    left, top = (round((side - kept) / 2) for side, kept in zip(scaled, (wide, high), strict=True))
     across, down = width / scaled[0], height / scaled[1]
-    box = left * across, top * down, (left + resolution) * across, (top + resolution) * down
-    return picture.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
+    box = left * across, top * down, (left + wide) * across, (top + high) * down
+    return picture.resize((wide, high), Image.Resampling.BILINEAR, box=box)
 
 
 def _crop_box(

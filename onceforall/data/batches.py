@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onceforall.architecture import Size
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -18,7 +20,7 @@ class Batch:
     """
 
     positions: NDArray[np.int64]
-    resolution: int
+    resolution: Size
     seed: int
     part: slice
 
@@ -34,7 +36,7 @@ class BatchPlan:
 
     images: int
     batch_size: int
-    resolutions: Sequence[int]
+    resolutions: Sequence[Size]
     seed: int
     phase: int
     rank: int = 0
@@ -57,7 +59,7 @@ class BatchPlan:
             rng = np.random.default_rng([self.seed, self.phase, step, 1])
             yield Batch(
                 positions=order[index * self.batch_size : (index + 1) * self.batch_size],
-                resolution=int(rng.choice(list(self.resolutions))),
+                resolution=self.resolutions[int(rng.integers(len(self.resolutions)))],
                 seed=int(rng.integers(2**62)),
                 part=part,
             )

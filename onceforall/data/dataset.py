@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from onceforall.architecture import Size, height_width
 from onceforall.data.augment import flip_and_shift
 from onceforall.data.batches import Batch
 from onceforall.errors import InvalidConfiguration
@@ -25,19 +27,23 @@ LABEL_IMAGES = 10_000
 FEWEST_IMAGES = 20
 
 
+# Bytes of prepared images that a data set in memory keeps for the next call.
+KEPT_BYTES = 512 << 20
+
+
 class Data(Protocol):
     """What training, labelling and specialisation ask of a data set.
 
     `ImageData` (tensors in memory) and `PictureData` (pictures decoded by worker processes) have it;
-    so may a class of your own. Images are normalised float tensors [n, 3, resolution, resolution],
-    classes int64 [n].
+    so may a class of your own. Images are normalised float tensors [n, 3, height, width], both
+    as the resolution says.
+    What else a batch holds, its targets, is said by the data set's attribute `task`
+    (`onceforall/tasks/`). Without one the task is classification: targets are classes, int64 [n], and
+    the data set has `num_classes`.
     """
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def num_classes(self) -> int: ...
 
     def size(self, split: Split) -> int:
         """Number of images of a split."""
@@ -48,14 +54,14 @@ class Data(Protocol):
     def held_out(self) -> dict[str, Any]:
         """JSON that names each label and calibration image; written into every run."""
 
-    def training(self, plan: Iterable[Batch], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each batch of the plan its part, augmented, on the device: images and classes."""
+    def training(self, plan: Iterable[Batch], device: torch.device) -> Iterator[tuple[Tensor, Any]]:
+        """For each batch of the plan its part, augmented, on the device: images and targets."""
 
-    def batches(self, split: Split, resolution: int, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of a split without augmentation, in order."""
+    def batches(self, split: Split, resolution: Size, batch_size: int = 250) -> Iterator[tuple[Tensor, Any]]:
+        """Batches of a split without augmentation, in order, on the processor: images and targets."""
 
-    def calibration(self, resolution: int, batch_size: int = 250) -> list[Tensor]:
-        """The image batches that set batch-norm statistics at a resolution."""
+    def calibration(self, resolution: Size, batch_size: int = 250) -> list[Tensor]:
+        """The images of the split "calibrate", in batches: they set batch-norm statistics at a resolution."""
 
 
 def split_positions(
@@ -181,28 +187,45 @@ class ImageData:
         source = self.test_labels if split == "test" else self.train_labels
         return source[self.indices[split]]
 
-    def images(self, split: Split, resolution: int) -> Tensor:
-        """All images of a split, normalised and resized, [n, 3, resolution, resolution]; kept for the next call."""
+    def images(self, split: Split, resolution: Size) -> Tensor:
+        """All images of a split, normalised and resized, [n, 3, height, width].
+
+        Kept for the next call as far as half a gigabyte goes, those asked for longest ago making room.
+        """
         key = (split, resolution)
-        if key not in self._prepared:
-            source = self.test_images if split == "test" else self.train_images
-            chosen = source[self.indices[split]].split(1000)
+        found = self._prepared.pop(key, None)
+        if found is None:
             with torch.inference_mode(False):  # what is kept must be fit for training, too
-                self._prepared[key] = torch.cat([self.prepare(part, resolution) for part in chosen])
-        return self._prepared[key]
+                found = torch.cat([images for images, _ in self._stream(split, resolution, 1000)])
+        while self._prepared and sum(each.nbytes for each in (found, *self._prepared.values())) > KEPT_BYTES:
+            del self._prepared[next(iter(self._prepared))]
+        if found.nbytes <= KEPT_BYTES:
+            self._prepared[key] = found  # the newest last
+        return found
 
-    def batches(self, split: Split, resolution: int, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images and their classes, in order."""
-        images, labels = self.images(split, resolution), self.labels(split)
-        yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    def batches(self, split: Split, resolution: Size, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images and their classes, in order; a split too large to be kept is prepared on the way."""
+        if self.size(split) * 3 * math.prod(height_width(resolution)) * torch.float32.itemsize > KEPT_BYTES:
+            yield from self._stream(split, resolution, batch_size)
+        else:
+            images, labels = self.images(split, resolution), self.labels(split)
+            yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
 
-    def calibration(self, resolution: int, batch_size: int = 250) -> list[Tensor]:
+    def _stream(self, split: Split, resolution: Size, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        source = self.test_images if split == "test" else self.train_images
+        for chosen, labels in zip(
+            self.indices[split].split(batch_size), self.labels(split).split(batch_size), strict=True
+        ):
+            yield self.prepare(source[chosen], resolution), labels
+
+    def calibration(self, resolution: Size, batch_size: int = 250) -> list[Tensor]:
         """The image batches that set batch-norm statistics at a resolution."""
         return list(self.images("calibrate", resolution).split(batch_size))
 
-    def prepare(self, images: Tensor, resolution: int) -> Tensor:
-        """uint8 [n, 3, h, w] -> normalised float [n, 3, resolution, resolution], channels last."""
+    def prepare(self, images: Tensor, resolution: Size) -> Tensor:
+        """uint8 [n, 3, h, w] -> normalised float [n, 3, height, width], channels last."""
         x = images.float()
-        if images.shape[-2:] != (resolution, resolution):
-            x = F.interpolate(x, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)
+        size = height_width(resolution)
+        if images.shape[-2:] != size:
+            x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
         return normalise(x, self.mean, self.std)

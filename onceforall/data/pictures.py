@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import sys
 import traceback
@@ -21,12 +22,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from onceforall.architecture import Size, height_width
 from onceforall.data.augment import augment_picture, centre_crop
 from onceforall.data.batches import Batch
 from onceforall.data.dataset import SPLITS, Split, normalise, split_positions, split_rule
 from onceforall.errors import DataUnavailable, InvalidConfiguration, OFAError
 
 MOST_WORKERS = 8
+
+# Bytes of decoded pictures that are kept.
+KEPT_BYTES = 384 << 20
 
 # Pictures that one worker decodes in one go: long enough (20 ms and more) to make sending them cheap, short
 # enough that all workers share one batch and little lies decoded beyond it.
@@ -45,7 +50,7 @@ class Pictures(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Image.Image, int]: ...
 
 
-Augment = Callable[[Image.Image, int, np.random.Generator], Image.Image]
+Augment = Callable[[Image.Image, Size, np.random.Generator], Image.Image]
 
 
 def rgb(picture: Image.Image) -> Image.Image:
@@ -91,7 +96,7 @@ class PictureData:
     # 96 channels of 112 x 112 px, as in a MobileNetV3 at 224 px, take 2.4 GB for 500.
     calibration_images: int = 500
     start_method: Literal["fork", "forkserver", "spawn"] | None = None
-    _calibration: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[tuple[Split, int], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.test):
@@ -163,20 +168,34 @@ class PictureData:
         for images, labels in self._decoded(self.train, works, self.augment, device):
             yield self._normalised(images), labels
 
-    def batches(self, split: Split, resolution: int, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, split: Split, resolution: Size, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
         """As in `Data`: the centres of the pictures, on the processor. Raises as `training` does."""
         for images, labels in self._centres(split, resolution, batch_size):
             yield self._normalised(images), labels
 
-    def calibration(self, resolution: int, batch_size: int = 250) -> list[Tensor]:
-        """As in `Data`; the pixels of each resolution are kept, as bytes, for the next call."""
-        if resolution not in self._calibration:
-            found = [images for images, _ in self._centres("calibrate", resolution, batch_size)]
-            self._calibration[resolution] = torch.cat(found)
-        return [self._normalised(images) for images in self._calibration[resolution].split(batch_size)]
+    def calibration(self, resolution: Size, batch_size: int = 250) -> list[Tensor]:
+        """As in `Data`."""
+        return [images for images, _ in self.batches("calibrate", resolution, batch_size)]
 
-    def _centres(self, split: Split, resolution: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of a split's central parts, uint8, on the processor."""
+    def _centres(self, split: Split, resolution: Size, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of a split's central parts, uint8, on the processor.
+
+        Kept for the next call as far as `KEPT_BYTES` go, those asked for longest ago making room.
+        """
+        size = self.size(split) * 3 * math.prod(height_width(resolution))
+        if size > KEPT_BYTES:
+            yield from self._decode_centres(split, resolution, batch_size)
+            return
+        found = self._kept.pop((split, resolution), None)
+        if found is None:
+            while self._kept and size + sum(images.nbytes for images, _ in self._kept.values()) > KEPT_BYTES:
+                del self._kept[next(iter(self._kept))]
+            parts = list(self._decode_centres(split, resolution, batch_size))
+            found = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+        self._kept[split, resolution] = found  # the newest last
+        yield from zip(*(tensor.split(batch_size) for tensor in found), strict=True)
+
+    def _decode_centres(self, split: Split, resolution: Size, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         positions = self.positions[split]
         parts = (positions[start : start + batch_size] for start in range(0, len(positions), batch_size))
         works = (_Work(part, np.arange(len(part)), resolution) for part in parts)
@@ -248,7 +267,7 @@ class _Work:
 
     positions: NDArray[np.int64]
     places: NDArray[np.int64]
-    resolution: int
+    resolution: Size
     seed: int = 0
     start: int = 0
     total: int = 0
@@ -276,15 +295,15 @@ class _Decoder(Dataset[_Found]):
     num_classes: int
 
     def __getitem__(self, work: _Work) -> _Found:
-        side = work.resolution
-        pixels, labels = np.empty((len(work.positions), side, side, 3), np.uint8), []
+        height, width = height_width(work.resolution)
+        pixels, labels = np.empty((len(work.positions), height, width, 3), np.uint8), []
         try:
             for index, (position, place) in enumerate(zip(work.positions.tolist(), work.places.tolist(), strict=True)):
                 picture, label = self._read(position)
-                picture = self.change(picture, side, np.random.default_rng([work.seed, place]))
-                if picture.size != (side, side):
+                picture = self.change(picture, work.resolution, np.random.default_rng([work.seed, place]))
+                if picture.size != (width, height):
                     given = f"{picture.width} x {picture.height}"
-                    raise InvalidConfiguration(f"augmentation made a picture of {given} px, not {side} x {side}")
+                    raise InvalidConfiguration(f"augmentation made a picture of {given} px, not {width} x {height}")
                 pixels[index] = np.asarray(rgb(picture))
                 labels.append(label)
         except OFAError as error:
@@ -311,7 +330,7 @@ class _Decoder(Dataset[_Found]):
         return f"picture {position}" if files is None else str(Path(getattr(self.source, "root", ""), files[position]))
 
 
-def _centre(picture: Image.Image, resolution: int, rng: np.random.Generator) -> Image.Image:
+def _centre(picture: Image.Image, resolution: Size, rng: np.random.Generator) -> Image.Image:
     """`centre_crop` in the form of an augmentation; nothing is drawn."""
     return centre_crop(picture, resolution)
 

@@ -1,7 +1,8 @@
-"""Labels: measured (architecture, top-1) rows on the held-out label images; resumable.
+"""Labels: measured (architecture, score) rows on the held-out label images; resumable.
 
 A labels file is JSONL: a header with the format, space, digest of the weights, split and seed, then one
-row a sub-network: `{"kind": ..., "architecture": ..., "top1": ...}`.
+row a sub-network: `{"kind": ..., "architecture": ..., "top1": ...}`. The last key is that of the
+task's score; for another task than classification the header says the task and its score.
 
 The kinds are those of `predict/sampling.py`.
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from onceforall import spaces
-from onceforall.architecture import Architecture
+from onceforall.architecture import Architecture, height_width
 from onceforall.checkpoint import digest
 from onceforall.data.dataset import Data, Split
 from onceforall.errors import InvalidConfiguration
@@ -26,7 +27,9 @@ from onceforall.files import append_jsonl, as_json, read_jsonl, write_jsonl
 from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.sampling import Kind, plan
+from onceforall.serial import from_json, to_json
 from onceforall.space import SearchSpace
+from onceforall.tasks import CLASSIFICATION, Score, task_of
 
 FORMAT = "onceforall.labels/1"
 
@@ -37,11 +40,16 @@ PATIENCE = 0.5  # seconds between looks at what the other processes have done
 
 @dataclass(frozen=True)
 class Label:
-    """A sub-network and its measured top-1 (percent)."""
+    """A sub-network and its measured score: for classifiers top-1 (percent), `top1` by another name."""
 
     kind: Kind
     architecture: Architecture
-    top1: float
+    score: float
+
+    @property
+    def top1(self) -> float:
+        """The score of a classifier (percent)."""
+        return self.score
 
 
 def label(
@@ -68,6 +76,7 @@ def label(
     if split == "test":
         raise InvalidConfiguration("labels on test images would let the test set select: use the label split")
     keep_freed_memory()
+    task = task_of(data)
     path, rank, world = Path(path), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     header = {
         "format": FORMAT,
@@ -79,29 +88,31 @@ def label(
         "precision": precision,
         "weights": digest(supernet),
     }
+    if task.name != CLASSIFICATION.name:
+        header |= {"task": task.name, "score": to_json(task.score)}
+    key = task.score.key
     planned = plan(supernet.space, count, seed, uniform, distribution)
     done = _gather(path, header, supernet.space)
     own = path if world == 1 else path.with_name(f"{path.name}.{rank}-of-{world}")
-    if own.exists():  # a kill may have left half a line: write whole lines back before going on
-        write_jsonl(own, [header, *map(_row, _read(own)[1])])
-    else:
-        append_jsonl(own, header)
+    # Whole lines are written back where a kill left half a line; and a header appears at once or not at all,
+    # because the other processes read it.
+    write_jsonl(own, [header, *_rows(_read(own)[1] if read_jsonl(own) else [], key)])
     evaluator = Evaluator(supernet, data, split, precision)
     # One resolution after the other: the evaluator keeps what those have in common.
     kinds = {arch: kind for kind, arch in planned[rank::world] if arch not in done}
-    todo = sorted(kinds, key=lambda arch: arch.resolution)
+    todo = sorted(kinds, key=lambda arch: (height_width(arch.resolution), arch.multipliers[0]))
     for number, arch in enumerate(todo, 1):
-        done[arch] = Label(kinds[arch], arch, evaluator.top1(arch))
-        append_jsonl(own, _row(done[arch]))
+        done[arch] = Label(kinds[arch], arch, evaluator.score(arch))
+        append_jsonl(own, *_rows([done[arch]], key))
         report(len(planned) - world * (len(todo) - number), len(planned))
     while not all(arch in done for _, arch in planned):  # the other processes are not there yet
         time.sleep(PATIENCE)
         done = _gather(path, header, supernet.space)
-    results = [Label(kind, arch, done[arch].top1) for kind, arch in planned]
+    results = [Label(kind, arch, done[arch].score) for kind, arch in planned]
     asked = {arch for _, arch in planned}
     others = [row for arch, row in done.items() if arch not in asked]
     if rank == 0:
-        write_jsonl(path, [header, *map(_row, [*results, *others])])
+        write_jsonl(path, [header, *_rows([*results, *others], key)])
         for part in _parts(path):
             part.unlink(missing_ok=True)
     return results
@@ -118,7 +129,7 @@ def _gather(path: Path, header: dict[str, Any], space: SearchSpace) -> dict[Arch
     defaults = {**DEFAULTS, "weights": header["weights"]}
     for part in (path, *_parts(path)):
         with contextlib.suppress(FileNotFoundError):  # the first process has just gathered it
-            if not part.exists():
+            if not read_jsonl(part):  # nothing, or less than a header: a kill, or a full disk
                 continue
             theirs, rows = _read(part)
             same = as_json({**defaults, **theirs, "space": header["space"]}) == as_json(header)
@@ -139,15 +150,23 @@ def read_labels(path: str | Path, space: SearchSpace | None = None) -> list[Labe
     return labels
 
 
-def training_pairs(labels: Iterable[Label]) -> tuple[list[Architecture], list[float]]:
-    """Architectures and accuracies (percent) that a predictor learns from: all but the uniform ones.
+def score_of(path: str | Path) -> Score:
+    """By which score a labels file measures, and so which direction is better. Raises as `read_labels`."""
+    return _score(_read(Path(path))[0])
 
-    Those stay apart as what a search has to beat.
+
+def training_pairs(
+    labels: Iterable[Label], score: Score = CLASSIFICATION.score
+) -> tuple[list[Architecture], list[float]]:
+    """Architectures and scores that a predictor learns from: all but the uniform ones.
+
+    Those stay apart as what a search has to beat. A search maximises what a predictor says: where a
+    lower `score` is better, its negative is what comes out (`Score.goal`, its own inverse).
     """
     labels = list(labels)
     apart = {label.architecture for label in labels if label.kind == "uniform"}
     rows = [label for label in labels if label.architecture not in apart]
-    return [row.architecture for row in rows], [row.top1 for row in rows]
+    return [row.architecture for row in rows], [score.goal(row.score) for row in rows]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Label]]:
@@ -155,9 +174,8 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Label]]:
     if not records or records[0].get("format") != FORMAT:
         raise InvalidConfiguration(f"{path} is not a labels file ({FORMAT}): make one with `ofa label`")
     try:
-        rows = [
-            Label(row["kind"], Architecture.from_json(row["architecture"]), float(row["top1"])) for row in records[1:]
-        ]
+        key = _score(records[0]).key
+        rows = [Label(row["kind"], Architecture.from_json(row["architecture"]), float(row[key])) for row in records[1:]]
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidConfiguration(f"{path}: a row is not a label: {error}") from error
     return records[0], rows
@@ -171,5 +189,10 @@ def _is_of(header: dict[str, Any], space: SearchSpace) -> bool:
         return False
 
 
-def _row(item: Label) -> dict[str, Any]:
-    return {"kind": item.kind, "architecture": item.architecture.to_json(), "top1": item.top1}
+def _score(header: dict[str, Any]) -> Score:
+    """Of a file's header, which is silent where it is of classification."""
+    return from_json(Score, header["score"], "a score") if "score" in header else CLASSIFICATION.score
+
+
+def _rows(labels: Iterable[Label], key: str) -> list[dict[str, Any]]:
+    return [{"kind": row.kind, "architecture": row.architecture.to_json(), key: row.score} for row in labels]

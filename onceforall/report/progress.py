@@ -17,9 +17,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from onceforall.training.recipe import Recipe
+from onceforall.tasks import CLASSIFICATION, Score
+from onceforall.training.schedule import Recipe
 
-SEEN = ("speed", "loss", "top1")  # in this order
+SEEN = ("speed", "loss", "score")  # in this order
 WIDE = 100  # columns of a terminal that has room for a bar beside the numbers
 
 
@@ -47,12 +48,12 @@ class Steps:
 class Training:
     """One bar for a whole schedule; as a context it gives the function that takes the records of `train`.
 
-    It shows phase, epoch, images a second, loss, top-1 of the largest / the smallest open sub-network
+    It shows phase, epoch, images a second, loss, score of the largest / the smallest open sub-network
     (label images), and the time left, for which a step counts by its sub-networks.
     """
 
-    def __init__(self, recipe: Recipe, console: Console) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: Recipe, console: Console, score: Score = CLASSIFICATION.score) -> None:
+        self._recipe, self._score = recipe, score
         columns: list[ProgressColumn] = [
             TextColumn("{task.description}"),
             TextColumn("{task.percentage:3.0f} %"),
@@ -75,13 +76,14 @@ class Training:
             self._advance(record["phase"], record["step"], record["steps"])
         elif "loss" in record:
             self._show(speed=f"{record['images_per_s']:.0f} img/s", loss=f"loss {record['loss']:.2f}")
-        elif "largest_top1" in record:
-            ends = [record[name] for name in ("largest_top1", "smallest_open_top1") if name in record]
-            self._show(top1=f"{' / '.join(f'{top1:.2f}' for top1 in ends)} %")
-            said = ", ".join(
-                f"{who} {top1:.2f} %" for who, top1 in zip(("largest", "smallest open"), ends, strict=False)
-            )
-            self._progress.console.print(f"{record['name']}, step {record['step']}: top-1 on label images: {said}")
+        elif f"largest_{self._score.key}" in record:
+            ends = {who: f"{who.replace(' ', '_')}_{self._score.key}" for who in ("largest", "smallest open")}
+            values = {who: record[name] for who, name in ends.items() if name in record}
+            *others, last = values.values()
+            self._show(score=" / ".join([*(f"{value:.2f}" for value in others), self._score.text(last)]))
+            said = ", ".join(f"{who} {self._score.text(value)}" for who, value in values.items())
+            place = f"{record['name']}, step {record['step']}"
+            self._progress.console.print(f"{place}: {self._score.name} on label images: {said}")
         elif record.get("event") == "rollback":
             self._progress.console.print(
                 f"[yellow]{escape(record['reason'])}[/]\nback to phase {record['name']}, step {record['step']}, with "

@@ -26,9 +26,14 @@ PATIENCE = timedelta(hours=1)
 
 
 def torch_device(name: str) -> torch.device:
-    """A device of torch that works here. Raises InvalidConfiguration."""
+    """A device of torch that works here; "cuda" is this process's own among those that torchrun started.
+
+    Only that one is touched: every process would otherwise take memory of the first. Raises InvalidConfiguration.
+    """
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -46,8 +51,6 @@ class Processes:
     def __init__(self, device: str) -> None:
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.device = torch_device(device)
-        if self.device.type == "cuda" and self.device.index is None:
-            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         self._joined = False
         if self.world > 1 and not dist.is_initialized():
             self._join()

@@ -16,16 +16,18 @@ OnDivergence = Literal["rollback", "stop"]
 ROLLBACKS = 3
 RATE_FACTOR = 0.5
 
-# Of the cross entropy of guessing: a network that was below the first and comes above the second has collapsed.
+# Of the loss of guessing: a network that was below the first and comes above the second has collapsed.
 LEARNT, GUESSING = 0.7, 0.97
 
 
-def trouble(cross_entropy: float, state: State, num_classes: int) -> str | None:
-    """What is wrong with the mean cross entropy (nats) of the last steps, if anything; remembers the phase's best."""
-    if not math.isfinite(cross_entropy):
-        return f"cross entropy {cross_entropy}"
-    chance = math.log(num_classes)
-    if state.best is not None and state.best < LEARNT * chance and cross_entropy > GUESSING * chance:
-        return f"cross entropy {cross_entropy:.3f} after {state.best:.3f}, as bad as guessing ({chance:.3f})"
-    state.best = cross_entropy if state.best is None else min(state.best, cross_entropy)
+def trouble(name: str, loss: float, state: State, chance: float) -> str | None:
+    """What is wrong with the mean loss of the last steps, if anything; remembers the phase's best.
+
+    name: what the loss is called; chance: the loss of a network that has learnt nothing.
+    """
+    if not math.isfinite(loss):
+        return f"{name} {loss}"
+    if state.best is not None and state.best < LEARNT * chance and loss > GUESSING * chance:
+        return f"{name} {loss:.3f} after {state.best:.3f}, as bad as guessing ({chance:.3f})"
+    state.best = loss if state.best is None else min(state.best, loss)
     return None

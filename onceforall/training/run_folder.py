@@ -4,7 +4,7 @@ space.json, recipe.json   what is trained, and how; run.json: seed, precision, d
 splits.json               the images held out for labels and calibration
 checkpoints/              the last few states: weights, momentum, phase, step, learning-rate scale
 state.json                for people: which phase, step and learning rate come next
-log.jsonl                 losses, learning rates, speed; top-1 of largest and smallest (label images)
+log.jsonl                 losses, learning rates, speed; scores of largest and smallest (label images)
 teacher.safetensors       the supernet as the first phase left it, where a later phase needs it
 supernet.safetensors      the result (network.safetensors where one architecture is trained)
 """
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ class State:
     """Where a run is: `step` steps of phase number `phase` are done.
 
     rate_scale: what the guard against divergence made of the phase's learning rate; rollbacks: how
-    often it had to; best: the lowest cross entropy of the phase; seconds: time spent training.
+    often it had to; best: the lowest loss of the phase (the task's, without smoothing); seconds: time spent training.
     """
 
     phase: int = 0
@@ -44,10 +46,19 @@ class State:
 
 
 class RunFolder:
-    """Reads and writes the folder. `identity` is the content of the files that say which run this is."""
+    """Reads and writes the folder. `identity` is the content of the files that say which run this is.
 
-    def __init__(self, path: Path, identity: dict[str, Any], keep: int) -> None:
-        self.path, self.identity, self.keep = path, identity, keep
+    renew: for files whose form has changed, what makes the content of an old one comparable.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: dict[str, Any],
+        keep: int,
+        renew: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+    ) -> None:
+        self.path, self.identity, self.keep, self.renew = path, identity, keep, renew
 
     def begin(self, about: Record, splits: Record) -> None:
         """Start afresh: write what the run is, and an empty log."""
@@ -61,8 +72,9 @@ class RunFolder:
     def check_identity(self) -> None:
         """Raises InvalidConfiguration where the folder belongs to another run."""
         for name, value in self.identity.items():
+            renew = self.renew.get(name, as_json)
             # Compare as JSON: tuples were written as lists.
-            if read_json(self.path / name) != as_json(value):
+            if as_json(renew(read_json(self.path / name))) != as_json(renew(value)):
                 raise InvalidConfiguration(
                     f"{self.path / name} is of another run: choose a new folder, or repeat the settings in it"
                 )

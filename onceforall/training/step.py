@@ -1,24 +1,75 @@
-"""Forward and backward passes of one training step, for all its sub-networks."""
+"""One training step: forward and backward passes of all its sub-networks, and the update of the weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from onceforall.architecture import Architecture
 from onceforall.nn.supernet import Trainable
-from onceforall.training.losses import DISTILLATION, hard_cross_entropy
-from onceforall.training.recipe import Phase
+from onceforall.tasks.task import Task
+from onceforall.training.run import Run
+from onceforall.training.run_folder import State
+from onceforall.training.schedule import Phase
+
+
+def train_step(
+    run: Run,
+    state: State,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    targets: Any,
+    teacher: nn.Module | None = None,
+) -> Tensor:
+    """Update the weights once, from this process's part of the batch; `state` says which step it is.
+
+    Returns objective and plain loss [2], as this part's share of their means over the whole batch.
+    """
+    phase, recipe, processes = run.phase(state), run.recipe, run.processes
+    rng = np.random.default_rng([run.seed, state.phase, state.step, 2])
+    archs = phase.sampler(run.members(phase, images), phase.subnets, rng)
+    dropout_seed = int(rng.integers(2**62))
+    for group in optimizer.param_groups:
+        group["lr"] = run.learning_rate(state)
+    run.net.train()
+    optimizer.zero_grad(set_to_none=True)
+    means = torch.zeros(2, device=processes.device)
+    before = processes.rank * len(images) // run.chunk  # chunks of the processes before this one
+    chunks = zip(images.split(run.chunk), run.task.split(targets, run.chunk), strict=True)
+    for index, (chunk, wanted) in enumerate(chunks, before):
+        torch.manual_seed(dropout_seed + index)
+        share = len(chunk) / recipe.batch_size
+        means += share * backward(
+            run.net,
+            archs,
+            phase,
+            run.task,
+            chunk,
+            wanted,
+            teacher=teacher,
+            label_smoothing=recipe.label_smoothing,
+            share=share,
+            ramp=phase.ramp_at(state.step, run.steps_per_epoch),
+            bf16=run.precision == "bf16",
+        )
+    processes.sum_gradients(run.parameters)
+    if recipe.clip_norm:
+        nn.utils.clip_grad_norm_(run.parameters, recipe.clip_norm)
+    optimizer.step()
+    return means
 
 
 def backward(
     net: Trainable,
     archs: Sequence[Architecture],
     phase: Phase,
+    task: Task,
     images: Tensor,
-    labels: Tensor,
+    targets: Any,
     *,
     teacher: nn.Module | None = None,
     label_smoothing: float = 0.0,
@@ -26,10 +77,10 @@ def backward(
     ramp: float = 1.0,
     bf16: bool = False,
 ) -> Tensor:
-    """Add the gradients of all sub-networks on images [n, 3, r, r]: of each loss times `share`.
+    """Add the gradients of all sub-networks on images [n, 3, height, width]: of each objective times `share`.
 
     The teacher, frozen or the first sub-network, runs once. `ramp` weighs all sub-networks but the
-    first. Returns the mean over the sub-networks of loss and cross entropy, [2].
+    first. Returns the mean over the sub-networks of objective and plain loss, [2].
     """
     precision = torch.autocast(images.device.type, torch.bfloat16, enabled=bf16)
     total = torch.zeros(2, device=images.device)
@@ -39,16 +90,21 @@ def backward(
             taught = teacher(images)
     for index, arch in enumerate(archs):
         with precision:
-            logits = net(images, arch)
+            outputs = net(images, arch)
         if taught is None:
-            loss = hard_cross_entropy(logits, labels, label_smoothing)
+            loss = task.loss(outputs, targets, label_smoothing)
         else:
-            loss = phase.distill * DISTILLATION[phase.loss](logits, taught)
+            loss = phase.distill * phase.loss(outputs, taught)
             if phase.hard:
-                loss = loss + phase.hard * hard_cross_entropy(logits, labels, label_smoothing)
+                loss = loss + phase.hard * task.loss(outputs, targets, label_smoothing)
         if phase.teacher == "in_place" and index == 0:
-            taught = logits.detach()
+            taught = _detached(outputs)
         (loss * (share * ramp if index else share)).backward()
         with torch.no_grad():
-            total += torch.stack([loss.detach(), hard_cross_entropy(logits, labels)]) / len(archs)
+            total += torch.stack([loss.detach(), task.loss(outputs, targets)]) / len(archs)
     return total
+
+
+def _detached(outputs: Any) -> Any:
+    """What a network returns, a tensor or several, without its graph."""
+    return outputs.detach() if isinstance(outputs, Tensor) else type(outputs)(map(_detached, outputs))

@@ -8,8 +8,6 @@ from typing import Any
 
 from onceforall.errors import InvalidConfiguration
 
-SCALARS = ("loss", "cross_entropy", "learning_rate", "images_per_s", "largest_top1", "smallest_open_top1")
-
 
 def tensorboard(folder: Path) -> Callable[[dict[str, Any]], None]:
     """A `report` for `train` that writes its numbers to `folder`, one curve a phase and number.
@@ -25,10 +23,11 @@ def tensorboard(folder: Path) -> Callable[[dict[str, Any]], None]:
     writer = SummaryWriter(str(folder))
 
     def report(record: dict[str, Any]) -> None:
-        for name in SCALARS:
-            if name in record:
-                tag = f"{record['phase'] + 1} {record['name']}/{name}"
-                writer.add_scalar(tag, record[name], record["step"])
-                writer.flush()
+        numbers = {name: value for name, value in record.items() if isinstance(value, float) and name != "seconds"}
+        if "event" in record or not numbers:
+            return
+        for name, value in numbers.items():
+            writer.add_scalar(f"{record['phase'] + 1} {record['name']}/{name}", value, record["step"])
+        writer.flush()
 
     return report

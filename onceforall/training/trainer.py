@@ -4,6 +4,8 @@ Everything random in a step (order of images, augmentation, resolution, architec
 is drawn from generators seeded by (seed, phase, step), so that a run stopped at any step and
 resumed from its last checkpoint ends with the weights of an undisturbed one, and every process of
 a distributed run makes the same draws.
+
+Read `run.py` (what a run is) and `step.py` (what a step does) first.
 """
 
 from __future__ import annotations
@@ -13,35 +15,31 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from onceforall.checkpoint import load_supernet, restore, save_network, save_supernet
-from onceforall.data.batches import BatchPlan
+from onceforall.architecture import Size
+from onceforall.checkpoint import load_supernet, save_network, save_supernet
 from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
-from onceforall.evaluate import check_classes, measure_top1, specialised
+from onceforall.evaluate import measure, specialised
 from onceforall.nn.fast_cpu import keep_freed_memory
-from onceforall.nn.subnet import channels_last
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.training import guard
+from onceforall.training.checkpoints import Checkpoints, Memory, diverged
 from onceforall.training.distributed import Processes
 from onceforall.training.guard import OnDivergence
-from onceforall.training.optimizer import momentum_of, sgd
-from onceforall.training.recipe import Phase, Recipe
+from onceforall.training.journal import Journal
+from onceforall.training.run import Precision, Run, size_of
 from onceforall.training.run_folder import Record, RunFolder, State
-from onceforall.training.sampler import SAMPLERS, Members, Only
-from onceforall.training.step import backward
+from onceforall.training.schedule import Phase, Recipe
+from onceforall.training.step import train_step
 from onceforall.training.window import Window
 
 N = TypeVar("N", bound=Supernet | Network)
-Precision = Literal["fp32", "bf16"]
-
-LOG_EVERY = 50
-MOMENTUM = "momentum."
+LOG_EVERY = 50  # steps
 
 
 def train(
@@ -90,323 +88,169 @@ def train(
         if text not in choices:
             raise InvalidConfiguration(f"{name} {text!r}: choices are {', '.join(choices)}")
     with Processes(device) as processes:
-        _Run(net, data, recipe, Path(run), processes, seed, precision, keep, origin).go(
-            checkpoint_every, evaluate_every, on_divergence, report, math.inf if stop_after is None else stop_after
+        keep_freed_memory()
+        run_ = Run(net, data, recipe, processes, seed, precision)
+        folder = RunFolder(Path(run), run_.identity(origin), keep, run_.renew())
+        _Trainer(run_, folder, checkpoint_every, evaluate_every, on_divergence).go(
+            report, math.inf if stop_after is None else stop_after
         )
     return net
 
 
-class _Run:
-    def __init__(
-        self,
-        net: Supernet | Network,
-        data: Data,
-        recipe: Recipe,
-        folder: Path,
-        processes: Processes,
-        seed: int,
-        precision: Precision,
-        keep: int,
-        origin: str | None,
-    ) -> None:
-        images = data.size("train")
-        if recipe.batch_size > images:
-            raise InvalidConfiguration(f"batch_size {recipe.batch_size}: the training split has {images} images")
-        check_classes(net, data)
-        processes.check_batch(recipe.batch_size, recipe.batch_norm_size)
-        if isinstance(net, Network) and any(p.teacher != "none" or p.subnets > 1 for p in recipe.phases):
-            raise InvalidConfiguration(
-                f"recipe {recipe.name}: it trains sub-networks together, and this is a single network; "
-                "choose standalone or finetune"
-            )
-        keep_freed_memory()
-        self.data, self.recipe, self.seed, self.processes = data, recipe, seed, processes
-        self.device, self.precision = processes.device, precision
-        self.net = channels_last(net.to(self.device))
-        self.parameters = list(net.parameters())
-        self.steps_per_epoch = images // recipe.batch_size
-        self.chunk = recipe.batch_norm_size or recipe.batch_size // processes.world
-        self.state = State()
-        self.teachers: dict[int, nn.Module] = {}
-        described: dict[str, Any] = {
-            "seed": seed,
-            "precision": precision,
-            "batch_norm_size": self.chunk,
-            "data": data.describe(),
-        }
-        if origin is not None:
-            described["origin"] = origin
-        identity = {"space.json": net.space.to_json(), "recipe.json": recipe.to_json(), "run.json": described}
-        if isinstance(net, Network):
-            identity["architecture.json"] = net.architecture.to_json()
-        self.folder = RunFolder(folder, identity, keep)
+class _Trainer:
+    """The loop over phases and steps. What changes on the way is the `State` that its methods hand on."""
 
-    def go(
-        self,
-        checkpoint_every: int,
-        evaluate_every: int,
-        on_divergence: OnDivergence,
-        report: Callable[[Record], None],
-        budget: float,
+    def __init__(
+        self, run: Run, folder: RunFolder, checkpoint_every: int, evaluate_every: int, on_divergence: OnDivergence
     ) -> None:
-        self.report, self.budget = report if self.processes.first else lambda record: None, budget
-        self.checkpoint_every, self.evaluate_every = checkpoint_every, evaluate_every
-        momentum = self._begin_or_resume()
-        phases = self.recipe.phases
-        while self.state.phase < len(phases):
-            if self.budget <= 0:
+        self.run, self.folder, self.checkpoints = run, folder, Checkpoints(run, folder)
+        self.checkpoint_every, self.evaluate_every, self.on_divergence = checkpoint_every, evaluate_every, on_divergence
+        self.teachers = _Teachers(run, folder.path / "teacher.safetensors")
+
+    def go(self, report: Callable[[Record], None], budget: float) -> None:
+        """Begin, or go on from the newest checkpoint, for so many steps."""
+        processes, phases = self.run.processes, self.run.recipe.phases
+        state, memory = self._begin_or_resume()
+        journal, steps = Journal(self.run, self.folder, report, state.seconds), _Budget(budget)
+        while state.phase < len(phases):
+            if steps.left <= 0:
                 return  # what comes next is in the folder
-            phase = phases[self.state.phase]
-            if self.state.step == 0 and phase.sort_channels and isinstance(self.net, Supernet):
-                self.net.sort_channels(self.recipe.opened_before(self.state.phase, self.net.space))
-            optimizer = sgd(self.net, self.recipe, momentum)
             try:
-                self._run_phase(phase, optimizer)
+                state, memory = self._phase(state, memory, journal, steps), {}
             except TrainingDiverged as error:
-                if on_divergence == "stop" or self.state.rollbacks >= guard.ROLLBACKS:
+                if self.on_divergence == "stop" or state.rollbacks >= guard.ROLLBACKS:
                     raise TrainingDiverged(
                         f"{error}: train in a new folder with a lower one; "
                         f"{self.folder.path} keeps its last good checkpoint"
                     ) from error
-                momentum = self._roll_back(error)
-                continue
-            momentum = {}
-        if self.processes.first:
+                state, memory = self._roll_back(state, journal, error)
+        if processes.first:
             self._save_result()
-        self.processes.wait()
+        processes.wait()
 
-    def _run_phase(self, phase: Phase, optimizer: torch.optim.SGD) -> None:
-        """The rest of a phase, or as many steps as the budget allows."""
-        state, steps = self.state, phase.epochs * self.steps_per_epoch
-        last = int(min(steps, state.step + self.budget))
-        plan = BatchPlan(
-            self.data.size("train"),
-            self.recipe.batch_size,
-            self.net.resolutions,
-            self.seed,
-            state.phase,
-            self.processes.rank,
-            self.processes.world,
-        )
+    def _begin_or_resume(self) -> tuple[State, Memory]:
+        """Where to go on, with the weights of that place: at the newest checkpoint, or at the start of a new folder."""
+        run, processes = self.run, self.run.processes
+        about = {"device": str(processes.device), "processes": processes.world, "threads": torch.get_num_threads()}
+        found = self.checkpoints.find()
+        if found is None:
+            if processes.first:
+                self.folder.begin(about, run.data.held_out())
+            self.checkpoints.save(State(), 0.0)
+            processes.wait()
+            return State(), {}
+        self.folder.check_identity()
+        state, memory = self.checkpoints.take(*found)
+        processes.check_equal(run.parameters)
+        if processes.first:
+            self.folder.forget_after(state)
+            self.folder.log({"event": "resume", "phase": state.phase, "step": state.step, **about})
+        return state, memory
+
+    def _phase(self, state: State, memory: Memory, journal: Journal, budget: _Budget) -> State:
+        """The rest of a phase, or as many steps as the budget allows. Returns where to go on.
+
+        `state` is kept up to date on the way, and says how far it came where this raises TrainingDiverged.
+        """
+        run, phase, steps = self.run, self.run.phase(state), self.run.steps(state)
+        if state.step == 0 and phase.sort_channels and isinstance(run.net, Supernet):
+            run.net.sort_channels(run.recipe.opened_before(state.phase, run.net.space))
+        optimizer = run.recipe.optimizer.of(run.net, memory)
+        last = int(min(steps, state.step + budget.left))
         window = Window()
-        for images, labels in self.data.training(plan.batches(state.step, last), self.device):
-            window.add(self._train_step(phase, optimizer, images, labels), self.recipe.batch_size)
+        for images, targets in run.data.training(run.plan(state).batches(state.step, last), run.processes.device):
+            teacher = self.teachers.at(size_of(images)) if phase.teacher == "frozen" else None
+            window.add(train_step(run, state, optimizer, images, targets, teacher), run.recipe.batch_size)
             state.step += 1
-            self.budget -= 1
-            self.report({**self._place(), "steps": steps})
+            budget.left -= 1
+            journal.step(state)
             log = state.step % LOG_EVERY == 0 or state.step == steps
             checkpoint = state.step % self.checkpoint_every == 0 or state.step == last
             if log or checkpoint:
-                means = self._checked(window)
+                means = self._checked(state, window)
             if log:
                 rate = optimizer.param_groups[0]["lr"]
-                self._log({**means, "learning_rate": rate, "images_per_s": window.speed})
+                journal.log(state, {**means, "learning_rate": rate, "images_per_s": window.speed})
                 window = Window()
             began = time.perf_counter()
-            if state.step % (self.evaluate_every * self.steps_per_epoch) == 0 or state.step == steps:
-                self._evaluate(phase)
+            if state.step % (self.evaluate_every * run.steps_per_epoch) == 0 or state.step == steps:
+                self._evaluate(state, phase, journal)
             if checkpoint and state.step < steps:
-                self._checkpoint(optimizer)
+                self.checkpoints.save(state, journal.seconds, optimizer)
             window.since += time.perf_counter() - began  # neither is training
-        if state.step == steps:
-            self._check_weights()  # while this is the phase to go back in
-            taught = any(later.teacher == "frozen" for later in self.recipe.phases)
-            if state.phase == 0 and taught and self.processes.first and isinstance(self.net, Supernet):
-                save_supernet(self.folder.path / "teacher.safetensors", self.net)
-            self.state = State(phase=state.phase + 1, rollbacks=state.rollbacks, seconds=state.seconds)
-            self._checkpoint(None)
-            self.processes.wait()  # for the teacher
+        return state if state.step < steps else self._end_phase(state, journal)
 
-    # One step
+    def _end_phase(self, state: State, journal: Journal) -> State:
+        """Keep what later phases need, and the checkpoint that the next one begins with."""
+        run, processes = self.run, self.run.processes
+        self.checkpoints.check_weights(state)  # while this is the phase to go back in
+        taught = any(later.teacher == "frozen" for later in run.recipe.phases)
+        if state.phase == 0 and taught and processes.first and isinstance(run.net, Supernet):
+            save_supernet(self.teachers.path, run.net)
+        following = State(phase=state.phase + 1, rollbacks=state.rollbacks)
+        self.checkpoints.save(following, journal.seconds)
+        processes.wait()  # for the teacher
+        return following
 
-    def _train_step(self, phase: Phase, optimizer: torch.optim.SGD, images: Tensor, labels: Tensor) -> Tensor:
-        """Loss and cross entropy [2] of this process's part of the batch, as its share of the mean."""
-        resolution = images.shape[-1]
-        rng = np.random.default_rng([self.seed, self.state.phase, self.state.step, 2])
-        archs = SAMPLERS[phase.sampler](self._members(phase, resolution), phase.subnets, rng)
-        dropout_seed = int(rng.integers(2**62))
-        teacher = self._teacher(resolution) if phase.teacher == "frozen" else None
-        for group in optimizer.param_groups:
-            group["lr"] = self._learning_rate(phase)
-        self.net.train()
-        optimizer.zero_grad(set_to_none=True)
-        means = torch.zeros(2, device=self.device)
-        before = self.processes.rank * len(images) // self.chunk  # chunks of the processes before this one
-        for index, (chunk, classes) in enumerate(
-            zip(images.split(self.chunk), labels.split(self.chunk), strict=True), before
-        ):
-            torch.manual_seed(dropout_seed + index)
-            share = len(chunk) / self.recipe.batch_size
-            means += share * backward(
-                self.net,
-                archs,
-                phase,
-                chunk,
-                classes,
-                teacher=teacher,
-                label_smoothing=self.recipe.label_smoothing,
-                share=share,
-                ramp=phase.ramp_at(self.state.step, self.steps_per_epoch),
-                bf16=self.precision == "bf16",
-            )
-        self.processes.sum_gradients(self.parameters)
-        if self.recipe.clip_norm:
-            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
-        optimizer.step()
-        return means
-
-    def _learning_rate(self, phase: Phase) -> float:
-        return self.state.rate_scale * phase.learning_rate_at(self.state.step, self.steps_per_epoch)
-
-    def _members(self, phase: Phase, resolution: int) -> Members:
-        if isinstance(self.net, Network):
-            return Only(self.net.architecture)
-        return phase.opened(self.net.space).restrict(resolutions=[resolution])
-
-    def _teacher(self, resolution: int) -> nn.Module:
-        """The largest network of the first phase, calibrated at this resolution, batch norm folded."""
-        if resolution not in self.teachers:
-            supernet = load_supernet(self.folder.path / "teacher.safetensors").to(self.device)
-            largest = supernet.space.restrict(resolutions=[resolution]).largest()
-            self.teachers[resolution] = specialised(supernet, largest, self.data)
-        return self.teachers[resolution]
-
-    # Logs and measurements
-
-    def _place(self) -> Record:
-        return {
-            "phase": self.state.phase,
-            "name": self.recipe.phases[self.state.phase].name,
-            "step": self.state.step,
-        }
-
-    def _log(self, record: Record) -> None:
-        if self.processes.first:
-            record = {**self._place(), **record, "seconds": self._seconds()}
-            self.folder.log(record)
-            self.report(record)
-
-    def _checked(self, window: Window) -> Record:
+    def _checked(self, state: State, window: Window) -> Record:
         """Mean losses of the window over all processes. Raises TrainingDiverged where they are hopeless."""
-        loss, cross_entropy = self.processes.sum(window.means()).tolist()
-        problem = guard.trouble(cross_entropy, self.state, self.data.num_classes)
+        task = self.run.task
+        objective, plain = self.run.processes.sum(window.means()).tolist()
+        problem = guard.trouble(task.loss_name.replace("_", " "), plain, state, task.chance_loss(self.run.data))
         if problem:
-            raise self._diverged(problem)
-        return {"loss": loss, "cross_entropy": cross_entropy}
+            raise diverged(self.run, state, problem)
+        return {"loss": objective, task.loss_name: plain}
 
-    def _evaluate(self, phase: Phase) -> None:
-        """Log top-1 of the largest and the smallest open sub-network on the label images."""
-        if not self.processes.first:
+    def _evaluate(self, state: State, phase: Phase, journal: Journal) -> None:
+        """Log the scores of the largest and the smallest open sub-network on the label images."""
+        net, key = self.run.net, self.run.task.score.key
+        if not self.run.processes.first:
             return
-        if isinstance(self.net, Network):
-            self._log({"largest_top1": measure_top1(self.net, self.net.architecture, self.data, "label")})
-            return
-        ends = {"largest_top1": self.net.space.largest(), "smallest_open_top1": phase.opened(self.net.space).smallest()}
-        self._log({name: measure_top1(self.net, arch, self.data, "label") for name, arch in ends.items()})
+        if isinstance(net, Network):
+            ends = {f"largest_{key}": net.architecture}
+        else:
+            smallest = phase.opened(net.space).smallest()
+            ends = {f"largest_{key}": net.space.largest(), f"smallest_open_{key}": smallest}
+        journal.log(state, {name: measure(net, arch, self.run.data, "label") for name, arch in ends.items()})
 
-    def _seconds(self) -> float:
-        return self.state.seconds + time.perf_counter() - self.began
-
-    # The run folder
-
-    def _begin_or_resume(self) -> dict[str, Tensor]:
-        """Weights and place of the newest checkpoint, and its momentum; a new folder where there is none."""
-        self.began = time.perf_counter()
-        about = {"device": str(self.device), "processes": self.processes.world, "threads": torch.get_num_threads()}
-        found = self._load()
-        if found is None:
-            if self.processes.first:
-                self.folder.begin(about, self.data.held_out())
-            self._checkpoint(None)
-            self.processes.wait()
-            return {}
-        self.folder.check_identity()
-        momentum = self._restore(*found)
-        self.processes.check_equal(self.parameters)
-        if self.processes.first:
-            self.folder.forget_after(self.state)
-            place = {"phase": self.state.phase, "step": self.state.step}
-            self.folder.log({"event": "resume", **place, **about})
-        return momentum
-
-    def _load(self) -> tuple[dict[str, Tensor], State] | None:
-        """The newest checkpoint. Raises InvalidConfiguration where it is not the same for all processes."""
-        self.processes.wait()  # the first may be about to write it
-        found = self.folder.load()
-        place = (found[1].phase, found[1].step) if found else (-1, -1)
-        if not self.processes.agree(torch.tensor(place, device=self.device)):
-            raise InvalidConfiguration(
-                f"{self.folder.path}: the processes find different checkpoints: give a folder that all of them see"
-            )
-        return found
-
-    def _restore(self, tensors: dict[str, Tensor], state: State) -> dict[str, Tensor]:
-        momentum = {name.removeprefix(MOMENTUM): tensors.pop(name) for name in list(tensors) if _is_momentum(name)}
-        restore(self.net, tensors, str(self.folder.path / "checkpoints"))
-        self.state, self.began = state, time.perf_counter()
-        return momentum
-
-    def _roll_back(self, error: TrainingDiverged) -> dict[str, Tensor]:
+    def _roll_back(self, state: State, journal: Journal, error: TrainingDiverged) -> tuple[State, Memory]:
         """Go back to the last checkpoint, with half the learning rate from there to the end of the phase."""
-        diverged, seconds = self.state, self._seconds()
-        found = self._load()
+        found = self.checkpoints.load()
         assert found is not None  # each phase begins with a checkpoint
-        momentum = self._restore(*found)
-        self.state = replace(
-            self.state,
-            rate_scale=diverged.rate_scale * guard.RATE_FACTOR,
-            rollbacks=diverged.rollbacks + 1,
-            seconds=seconds,
-        )
-        if self.processes.first:
-            self.folder.forget_after(self.state)
-        self._write_checkpoint(momentum)  # so that a resumed run has the lower rate, too
-        self._log({"event": "rollback", "reason": str(error), "rate_scale": self.state.rate_scale})
-        return momentum
-
-    def _check_weights(self) -> None:
-        """A checkpoint must never replace good weights by what has diverged."""
-        self.processes.check_equal(self.parameters)  # first: what follows is then the same for all
-        for name, parameter in self.net.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                raise self._diverged(f"{name} is not finite")
-
-    def _diverged(self, what: str) -> TrainingDiverged:
-        phase = self.recipe.phases[self.state.phase]
-        rate = phase.learning_rate * self.state.rate_scale
-        return TrainingDiverged(
-            f"{what} in phase {phase.name}, step {self.state.step}, at a peak learning rate of {rate:g}"
-        )
-
-    def _checkpoint(self, optimizer: torch.optim.SGD | None) -> None:
-        self._check_weights()
-        self._write_checkpoint(momentum_of(self.net, optimizer) if optimizer else {})
-
-    def _write_checkpoint(self, momentum: dict[str, Tensor]) -> None:
-        if self.processes.first:
-            tensors = {**self.net.state_dict(), **{MOMENTUM + name: buffer for name, buffer in momentum.items()}}
-            self.folder.save(tensors, replace(self.state, seconds=self._seconds()), self._following())
-
-    def _following(self) -> Record:
-        """What comes next, for people."""
-        phases = self.recipe.phases
-        if self.state.phase == len(phases):
-            return {"next": "nothing: the run is complete"}
-        phase = phases[self.state.phase]
-        steps = phase.epochs * self.steps_per_epoch
-        return {
-            "next": f"phase {self.state.phase + 1} of {len(phases)}, {phase.name}",
-            "epoch": f"{self.state.step // self.steps_per_epoch + 1} of {phase.epochs}",
-            "steps": steps,
-            "learning_rate": self._learning_rate(phase),
-        }
+        good, memory = found
+        good = replace(good, rate_scale=state.rate_scale * guard.RATE_FACTOR, rollbacks=state.rollbacks + 1)
+        if self.run.processes.first:
+            self.folder.forget_after(good)
+        self.checkpoints.write(good, journal.seconds, memory)  # so that a resumed run has the lower rate, too
+        journal.log(good, {"event": "rollback", "reason": str(error), "rate_scale": good.rate_scale})
+        return good, memory
 
     def _save_result(self) -> None:
-        if isinstance(self.net, Network):
-            save_network(self.folder.path / "network.safetensors", self.net)
+        net = self.run.net
+        if isinstance(net, Network):
+            save_network(self.folder.path / "network.safetensors", net)
         else:
-            save_supernet(self.folder.path / "supernet.safetensors", self.net)
+            save_supernet(self.folder.path / "supernet.safetensors", net)
 
 
-def _is_momentum(name: str) -> bool:
-    return name.startswith(MOMENTUM)
+class _Budget:
+    """Steps that a call may still do."""
+
+    def __init__(self, left: float) -> None:
+        self.left = left
+
+
+class _Teachers:
+    """The largest network as the first phase left it, at each resolution that is asked for."""
+
+    def __init__(self, run: Run, path: Path) -> None:
+        self._run, self.path = run, path
+        self._built: dict[Size, nn.Module] = {}
+
+    def at(self, resolution: Size) -> nn.Module:
+        """Calibrated at this resolution, batch norm folded."""
+        if resolution not in self._built:
+            supernet = load_supernet(self.path).to(self._run.processes.device)
+            largest = supernet.space.restrict(resolutions=[resolution]).largest()
+            self._built[resolution] = specialised(supernet, largest, self._run.data)
+        return self._built[resolution]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from onceforall.data import dataset
 from onceforall.data.augment import flip_and_shift
 from onceforall.data.batches import Batch, BatchPlan
 from onceforall.data.dataset import SPLITS, ImageData, Split, normalise, split_positions, split_rule
@@ -241,3 +242,22 @@ def test_images_first_asked_for_in_inference_mode_are_fit_for_training(tiny_data
     with torch.inference_mode():
         inside = data.images("test", 16)
     assert not inside.is_inference()
+
+
+# What is kept in memory
+
+
+@pytest.mark.parametrize("bound", [0, 6 * 3 * 16 * 4, 1 << 30])
+def test_no_more_images_are_kept_than_fit_and_batches_are_the_same(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 images, 10 label and 5 calibrate; of 4 px, 6 of them take the second bound."""
+    whole = data_of(100, size=8)
+    expected = {(split, side): list(whole.batches(split, side, 4)) for split in SPLITS for side in (4, 8)}
+    data = replace(whole, _prepared={})
+    monkeypatch.setattr(dataset, "KEPT_BYTES", bound)
+    for _ in range(2):
+        for (split, side), batches in expected.items():
+            for (images, labels), (ours, theirs) in zip(batches, data.batches(split, side, 4), strict=True):
+                assert torch.equal(images, ours)
+                assert torch.equal(labels, theirs)
+            assert torch.equal(data.images(split, side), whole.images(split, side))
+            assert sum(each.nbytes for each in data._prepared.values()) <= bound

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from elsewhere import elsewhere
 
 from onceforall.architecture import Architecture
 from onceforall.data.dataset import ImageData
@@ -34,13 +37,13 @@ def test_labelling_goes_on_where_it_was_killed(
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]) + lines[3][:10])  # killed in the middle of a line
     measured = []
-    top1 = Evaluator.top1
+    score = Evaluator.score
 
     def counting(self: Evaluator, arch: Architecture) -> float:
         measured.append(arch)
-        return top1(self, arch)
+        return score(self, arch)
 
-    monkeypatch.setattr(Evaluator, "top1", counting)
+    monkeypatch.setattr(Evaluator, "score", counting)
     assert label(tiny_supernet, tiny_data, path, count=4, uniform=False) == whole
     assert len(measured) == 2
     assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
@@ -57,7 +60,7 @@ def test_what_is_drawn_and_uniform_is_measured_once_and_stays_apart(
     tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[Architecture] = []
-    monkeypatch.setattr(Evaluator, "top1", lambda self, arch: measured.append(arch) or 50.0)
+    monkeypatch.setattr(Evaluator, "score", lambda self, arch: measured.append(arch) or 50.0)
     found = label(tiny_supernet, tiny_data, tmp_path / "labels.jsonl", count=30, distribution="macs")
     twice = {item.architecture for item in found if item.kind == "macs"} & set(tiny_supernet.space.uniforms())
     assert twice  # the ends of the space are both
@@ -73,7 +76,7 @@ def test_rows_that_are_not_asked_for_again_are_kept(
 ) -> None:
     path = tmp_path / "labels.jsonl"
     many = label(tiny_supernet, tiny_data, path, count=4)
-    monkeypatch.setattr(Evaluator, "top1", None)  # nothing is measured again
+    monkeypatch.setattr(Evaluator, "score", None)  # nothing is measured again
     few = label(tiny_supernet, tiny_data, path, count=2, uniform=False)
     assert len(few) == 2
     kept = read_labels(path)
@@ -163,8 +166,8 @@ def test_what_one_of_several_processes_measured_is_not_measured_again(
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "labels.jsonl.1-of-2").write_text(lines[0] + lines[2] + lines[4][:9])
     measured: list[Architecture] = []
-    top1 = Evaluator.top1
-    monkeypatch.setattr(Evaluator, "top1", lambda self, arch: measured.append(arch) or top1(self, arch))
+    score = Evaluator.score
+    monkeypatch.setattr(Evaluator, "score", lambda self, arch: measured.append(arch) or score(self, arch))
     assert label(tiny_supernet, tiny_data, tmp_path / "labels.jsonl", count=4, uniform=False) == whole
     assert whole[1].architecture not in measured
     assert len(measured) == 3
@@ -190,3 +193,49 @@ def test_files_from_before_distributions_are_continued(
     old = {key: value for key, value in json.loads(header).items() if key not in ("distribution", "precision")}
     path.write_text("\n".join([json.dumps(old), *rows]) + "\n")
     assert label(tiny_supernet, tiny_data, path, count=2, uniform=False) == whole
+
+
+def test_a_part_that_another_process_has_just_made_is_no_part_yet(
+    tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    for name in ("labels.jsonl", "labels.jsonl.1-of-2"):  # a kill, or a full disk, leaves as much
+        (tmp_path / name).write_text('{"format": "onceforall.la' if name.endswith("l") else "")
+    assert len(label(tiny_supernet, tiny_data, tmp_path / "labels.jsonl", count=2, uniform=False)) == 2
+
+
+def test_the_header_of_a_part_appears_at_once_or_not_at_all(
+    tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part is first seen by its name with the header in it: nothing opens that name to write before it is there."""
+    path, part = tmp_path / "labels.jsonl", tmp_path / "labels.jsonl.1-of-2"
+    opened: list[str] = []
+
+    class Seen(Exception):
+        pass
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open" and str(args[0]) == str(part) and not part.exists() and set("wax+") & set(str(args[1])):
+            opened.append(str(args[1]))
+
+    def measured(self: Evaluator, arch: Architecture) -> float:
+        raise Seen
+
+    sys.addaudithook(watch)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(Evaluator, "score", measured)
+    with pytest.raises(Seen):
+        label(tiny_supernet, tiny_data, path, count=2, uniform=False)
+    assert json.loads(part.read_text())["format"] == "onceforall.labels/1"
+    assert opened == []
+
+
+def test_labels_of_a_supernet_on_another_device_are_those_of_the_processor(
+    tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    here = label(tiny_supernet, tiny_data, tmp_path / "here.jsonl", count=3, uniform=False)
+    with elsewhere():
+        there = label(
+            copy.deepcopy(tiny_supernet).to("meta"), tiny_data, tmp_path / "there.jsonl", count=3, uniform=False
+        )
+    assert there == here

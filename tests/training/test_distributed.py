@@ -34,8 +34,9 @@ from onceforall.errors import InvalidConfiguration, OFAError, TrainingDiverged
 from onceforall.files import read_json, read_jsonl, write_json
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
+from onceforall.training import losses, samplers
 from onceforall.training.distributed import Processes
-from onceforall.training.recipe import OPEN, Phase, Recipe
+from onceforall.training.schedule import OPEN, Phase, Recipe
 from onceforall.training.trainer import train
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch was built without torch.distributed")
@@ -52,10 +53,12 @@ GRADIENT_TOLERANCE, WEIGHT_TOLERANCE = 4e-8, 1e-5
 # The training split has 540 images: 3 steps an epoch.
 FULL = Phase("full", 1, 0.02)
 PLAIN = Recipe("plain", (replace(FULL, epochs=2),), batch_size=180, batch_norm_size=45)
-OPENED = Phase("open", 2, 0.02, **OPEN, subnets=3, teacher="frozen", sort_channels=True)
+OPENED = Phase("open", 2, 0.02, open=OPEN, subnets=3, teacher="frozen", sort_channels=True)
 MULTI = replace(PLAIN, name="multi", phases=(FULL, OPENED))
 # The smallest sub-network runs last, and lacks blocks that the largest has.
-ENDS = Phase("ends", 2, 0.02, **OPEN, sampler="sandwich", subnets=2, teacher="in_place", loss="alpha", hard=0.0)
+ENDS = Phase(
+    "ends", 2, 0.02, 0, OPEN, samplers.Sandwich(), 2, teacher="in_place", loss=losses.AlphaDivergence(), hard=0.0
+)
 SANDWICH = replace(PLAIN, name="sandwich", phases=(ENDS,), clip_norm=1.0)
 # Batch norm sees all images of a process at a time, 90 or 180.
 WHOLE = replace(PLAIN, name="whole", batch_norm_size=0)

@@ -14,10 +14,9 @@ from onceforall.errors import TrainingDiverged
 from onceforall.files import read_json, read_jsonl
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
-from onceforall.training import step as step_module
+from onceforall.tasks.classification import CLASSIFICATION, Classification
 from onceforall.training import trainer
 from onceforall.training.guard import trouble
-from onceforall.training.losses import hard_cross_entropy
 from onceforall.training.recipe import Phase, Recipe
 from onceforall.training.run_folder import State
 from onceforall.training.trainer import train
@@ -27,7 +26,7 @@ FLAT = (0.0, 1e-9)
 RECIPE = Recipe("two", (Phase("first", 2, 0.04, cosine=FLAT), Phase("second", 2, 0.02, cosine=FLAT)), batch_size=30)
 PEAKS = [0.04] * 6 + [0.02] * 6
 
-CHANCE = math.log(10)
+NAME, CHANCE = "cross entropy", math.log(10)
 
 
 # What is wrong with a loss
@@ -36,31 +35,31 @@ CHANCE = math.log(10)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("best", [None, 0.5])
 def test_a_cross_entropy_that_is_no_number_is_trouble(value: float, best: float | None) -> None:
-    assert trouble(value, State(best=best), 10) == f"cross entropy {value}"
+    assert trouble(NAME, value, State(best=best), CHANCE) == f"cross entropy {value}"
 
 
 def test_guessing_is_no_trouble_before_anything_was_learnt() -> None:
     state = State()
     for value in (2 * CHANCE, CHANCE, 0.98 * CHANCE, 0.71 * CHANCE, CHANCE, 5 * CHANCE):
-        assert trouble(value, state, 10) is None
+        assert trouble(NAME, value, state, CHANCE) is None
     assert state.best == pytest.approx(0.71 * CHANCE)
 
 
 def test_guessing_again_after_having_learnt_is_trouble() -> None:
     state = State()
-    assert trouble(0.69 * CHANCE, state, 10) is None
-    assert trouble(0.96 * CHANCE, state, 10) is None
-    message = trouble(0.98 * CHANCE, state, 10)
+    assert trouble(NAME, 0.69 * CHANCE, state, CHANCE) is None
+    assert trouble(NAME, 0.96 * CHANCE, state, CHANCE) is None
+    message = trouble(NAME, 0.98 * CHANCE, state, CHANCE)
     assert message == "cross entropy 2.257 after 1.589, as bad as guessing (2.303)"
 
 
 def test_trouble_is_measured_against_the_best_so_far_and_the_number_of_classes() -> None:
     state = State(best=1.0)
-    assert trouble(0.5, state, 1000) is None
-    assert trouble(0.9, state, 1000) is None
+    assert trouble(NAME, 0.5, state, math.log(1000)) is None
+    assert trouble(NAME, 0.9, state, math.log(1000)) is None
     assert state.best == 0.5
-    assert trouble(2.5, state, 1000) is None  # guessing costs 6.9
-    assert trouble(2.5, state, 10) is not None
+    assert trouble(NAME, 2.5, state, math.log(1000)) is None  # guessing costs 6.9
+    assert trouble(NAME, 2.5, state, CHANCE) is not None
     assert state.best == 0.5
 
 
@@ -84,14 +83,16 @@ Poison = Callable[[Container[int]], None]
 def poison(monkeypatch: pytest.MonkeyPatch) -> Poison:
     """Makes the loss of the given steps no number; they are counted from 1, repeated ones again."""
 
+    loss = Classification.loss
+
     def poison(steps: Container[int]) -> None:
         count = itertools.count(1)
 
-        def poisoned(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-            loss = hard_cross_entropy(logits, labels, label_smoothing)
-            return loss * math.nan if label_smoothing and next(count) in steps else loss
+        def poisoned(self: Classification, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+            value = loss(self, logits, labels, smoothing)
+            return value * math.nan if smoothing and next(count) in steps else value
 
-        monkeypatch.setattr(step_module, "hard_cross_entropy", poisoned)
+        monkeypatch.setattr(Classification, "loss", poisoned)
 
     return poison
 
@@ -177,13 +178,13 @@ def test_a_network_that_falls_back_to_guessing_has_diverged(
 ) -> None:
     measured = iter([0.9, 0.5, 0.6, 0.6, 1.0, *[0.6] * 9])
 
-    def told(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        if label_smoothing:
-            return hard_cross_entropy(logits, labels, label_smoothing)
-        return torch.tensor(math.log(4) * next(measured))
+    loss = CLASSIFICATION.loss
+
+    def told(self: Classification, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+        return loss(logits, labels, smoothing) if smoothing else torch.tensor(math.log(4) * next(measured))
 
     monkeypatch.setattr(trainer, "LOG_EVERY", 1)
-    monkeypatch.setattr(step_module, "hard_cross_entropy", told)
+    monkeypatch.setattr(Classification, "loss", told)
     train(Supernet(tiny_space), few_data, RECIPE, tmp_path, checkpoint_every=3)
     assert rates == pytest.approx([0.04] * 5 + [0.02] * 3 + [0.02] * 6)
     (event,) = rollbacks(tmp_path)
@@ -272,12 +273,17 @@ def test_a_run_killed_right_after_a_rollback_goes_on_with_the_lower_rate(
 def test_a_rollback_to_the_beginning_of_a_phase_sorts_channels_again(
     tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, poison: Poison, rates: list[float]
 ) -> None:
-    phases = Phase("full", 1, 0.04, cosine=FLAT), Phase("wide", 1, 0.02, expands=3, sort_channels=True, cosine=FLAT)
+    phases = (
+        Phase("full", 1, 0.04, cosine=FLAT),
+        Phase("wide", 1, 0.02, open={"expand": 3}, sort_channels=True, cosine=FLAT),
+    )
     recipe = Recipe("sorted", phases, batch_size=30)
     poison({4})
     train(Supernet(tiny_space), few_data, recipe, tmp_path / "run")
     assert rates == pytest.approx([0.04] * 3 + [0.02] * 3 + [0.01] * 3)
-    halved = Recipe("halved", (phases[0], Phase("wide", 1, 0.01, expands=3, sort_channels=True, cosine=FLAT)), 30)
+    halved = Recipe(
+        "halved", (phases[0], Phase("wide", 1, 0.01, open={"expand": 3}, sort_channels=True, cosine=FLAT)), 30
+    )
     poison(())
     expected = train(Supernet(tiny_space), few_data, halved, tmp_path / "halved")
     trained = read_tensors(tmp_path / "run" / "supernet.safetensors")[0]

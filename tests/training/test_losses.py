@@ -6,13 +6,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from onceforall.training.losses import (
-    DISTILLATION,
-    alpha_divergence,
-    hard_cross_entropy,
-    kl_divergence,
-    soft_cross_entropy,
-)
+from onceforall.tasks import CLASSIFICATION
+from onceforall.training.losses import AlphaDivergence, KLDivergence, SoftCrossEntropy
+
+hard_cross_entropy = CLASSIFICATION.loss
+soft_cross_entropy, kl_divergence, alpha_divergence = SoftCrossEntropy(), KLDivergence(), AlphaDivergence()
+DISTILLATION = {"cross_entropy": soft_cross_entropy, "kl": kl_divergence, "alpha": alpha_divergence}
 
 distillation = pytest.mark.parametrize("name", DISTILLATION)
 

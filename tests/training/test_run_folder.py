@@ -17,13 +17,13 @@ from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, Unwr
 from onceforall.files import read_json, read_jsonl
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
-from onceforall.training.recipe import OPEN, Phase, Recipe
 from onceforall.training.run_folder import RunFolder, State
+from onceforall.training.schedule import OPEN, Phase, Recipe
 from onceforall.training.trainer import train
 
 # Two phases of three steps: 90 images of `few_data` train.
 RECIPE = Recipe(
-    "two", (Phase("full", 1, 0.05, warmup_epochs=1), Phase("open", 1, 0.02, **OPEN, teacher="frozen")), batch_size=30
+    "two", (Phase("full", 1, 0.05, warmup_epochs=1), Phase("open", 1, 0.02, open=OPEN, teacher="frozen")), batch_size=30
 )
 
 

@@ -28,7 +28,10 @@ from onceforall.files import as_json, read_json, read_jsonl
 from onceforall.nn.supernet import Network, Supernet, Trainable
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import InvertedResidualSpace
-from onceforall.training import losses, step, trainer
+from onceforall.tasks.classification import Classification
+from onceforall.training import journal, samplers, trainer
+from onceforall.training.losses import KLDivergence
+from onceforall.training.optimizers import SGD, AdamW
 from onceforall.training.recipe import (
     BY_NAME,
     OPEN,
@@ -237,7 +240,7 @@ def contents(run: Path) -> dict[Path, bytes]:
 @pytest.mark.parametrize(
     ("recipe", "options", "file"),
     [
-        (replace(PLAIN, momentum=0.8), {}, "recipe.json"),
+        (replace(PLAIN, optimizer=SGD(momentum=0.8)), {}, "recipe.json"),
         (replace(PLAIN, batch_norm_size=15), {}, "recipe.json"),
         (PLAIN, {"seed": 1}, "run.json"),
         (PLAIN, {"precision": "bf16"}, "run.json"),
@@ -394,7 +397,7 @@ def test_seconds_add_up_over_interruptions_and_phases(
     tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(journal, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     recipe = Recipe("two", (Phase("first", 1, 0.01), Phase("second", 1, 0.01)), batch_size=30)
     seconds = []
     for _ in range(3):
@@ -493,22 +496,26 @@ def objectives(
             continue
         p = teacher.softmax(1)
         soft = -(p * student.log_softmax(1)).sum(1).mean()
-        if phase.loss == "kl":
+        if isinstance(phase.loss, KLDivergence):
             soft = soft + (p * p.log()).sum(1).mean()
         found.append(phase.distill * soft + phase.hard * hard)
     return found
 
 
 OBJECTIVES = {
-    "labels": Phase("tested", 1, 0.02, **OPEN, subnets=2),
+    "labels": Phase("tested", 1, 0.02, open=OPEN, subnets=2),
     "largest alone": Phase("tested", 1, 0.02),
-    "frozen": Phase("tested", 1, 0.02, **OPEN, teacher="frozen", subnets=2),
-    "frozen, other weights": Phase("tested", 1, 0.02, kernels=2, teacher="frozen", loss="kl", distill=2.0, hard=0.5),
-    "frozen, no labels": Phase("tested", 1, 0.02, **OPEN, teacher="frozen", hard=0.0, sampler="sandwich", subnets=3),
+    "frozen": Phase("tested", 1, 0.02, open=OPEN, teacher="frozen", subnets=2),
+    "frozen, other weights": Phase(
+        "tested", 1, 0.02, open={"kernel": 2}, teacher="frozen", loss=KLDivergence(), distill=2.0, hard=0.5
+    ),
+    "frozen, no labels": Phase(
+        "tested", 1, 0.02, open=OPEN, teacher="frozen", hard=0.0, sampler=samplers.Sandwich(), subnets=3
+    ),
     "in place": replace(sandwich(1).phases[0], learning_rate=0.02),
     "in place, with labels": replace(sandwich(1).phases[0], learning_rate=0.02, hard=0.5, distill=0.5, subnets=2),
     "ramp": replace(sandwich(1).phases[0], learning_rate=0.02, ramp_epochs=1),
-    "ramp, labels": Phase("tested", 1, 0.02, **OPEN, subnets=3, ramp_epochs=2),
+    "ramp, labels": Phase("tested", 1, 0.02, open=OPEN, subnets=3, ramp_epochs=2),
 }
 
 
@@ -548,17 +555,17 @@ def test_in_place_the_largest_learns_from_labels_and_the_others_from_it_alone(
     taught: list[tuple[Tensor, Tensor]] = []
     labelled: list[Tensor] = []
 
-    def observed_kl(logits: Tensor, teacher: Tensor) -> Tensor:
+    def observed_kl(self: KLDivergence, logits: Tensor, teacher: Tensor) -> Tensor:
         taught.append((logits, teacher))
         return (logits - teacher).square().mean()
 
-    def observed_labels(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def observed_labels(self: Classification, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
         if torch.is_grad_enabled():  # not for the log
             labelled.append(logits.detach())
         return F.cross_entropy(logits, labels)
 
-    monkeypatch.setitem(losses.DISTILLATION, "kl", observed_kl)
-    monkeypatch.setattr(step, "hard_cross_entropy", observed_labels)
+    monkeypatch.setattr(KLDivergence, "__call__", observed_kl)
+    monkeypatch.setattr(Classification, "loss", observed_labels)
     train(Supernet(tiny_space), few_data, sandwich(1, 30, batch_norm_size=15), tmp_path)
     assert len(labelled) == 3 * 2  # once a step and chunk
     assert len(taught) == 3 * 2 * 3
@@ -586,7 +593,7 @@ def test_a_frozen_teacher_runs_once_a_step_and_chunk(
         return network
 
     monkeypatch.setattr(trainer, "specialised", observed)
-    phases = Phase("full", 1, 0.02), Phase("taught", 2, 0.02, **OPEN, teacher="frozen", subnets=4)
+    phases = Phase("full", 1, 0.02), Phase("taught", 2, 0.02, open=OPEN, teacher="frozen", subnets=4)
     train(Supernet(tiny_space), few_data, Recipe("taught", phases, 30, batch_norm_size=10), tmp_path)
     assert len(taught) == 2 * 3 * 3
     assert {tuple(output.shape) for output in taught} == {(10, 4)}
@@ -632,7 +639,7 @@ def test_a_gradient_is_shortened_to_the_bound_on_its_norm(
 def test_a_step_runs_several_sub_networks_of_what_is_open_at_one_resolution(
     tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, steps: list[Step]
 ) -> None:
-    phases = Phase("full", 1, 0.01), Phase("open", 4, 0.01, kernels=2, depths=2, expands=2, subnets=3)
+    phases = Phase("full", 1, 0.01), Phase("open", 4, 0.01, open={"*": 2}, subnets=3)
     train(Supernet(tiny_space), few_data, Recipe("two", phases, batch_size=30), tmp_path)
     full, rest = steps[:3], steps[3:]
     assert {arch.units for seen in full for arch in seen.ran} == {tiny_space.largest().units}
@@ -707,7 +714,7 @@ def test_the_logged_rate_of_delayed_shrinking_is_one_cosine_through_both_phases(
 def test_batch_norms_and_biases_do_not_decay(
     tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, steps: list[Step]
 ) -> None:
-    supernet, recipe = Supernet(tiny_space), replace(PLAIN, weight_decay=0.01, momentum=0.8)
+    supernet, recipe = Supernet(tiny_space), replace(PLAIN, optimizer=SGD(0.8, 0.01))
     train(supernet, few_data, recipe, tmp_path, stop_after=1)
     (seen,) = steps
     decay = {id(parameter): group["weight_decay"] for group in seen.groups for parameter in group["params"]}
@@ -743,7 +750,9 @@ def test_every_phase_begins_without_momentum(
     tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, steps: list[Step]
 ) -> None:
     phases = Phase("first", 1, 0.02), Phase("second", 1, 0.02)
-    net = train(Supernet(tiny_space), few_data, Recipe("two", phases, 30, weight_decay=0.0), tmp_path, stop_after=4)
+    net = train(
+        Supernet(tiny_space), few_data, Recipe("two", phases, 30, SGD(weight_decay=0.0)), tmp_path, stop_after=4
+    )
     before, after = steps[3].weights, weights_of(net)
     for name, gradient in steps[3].gradients.items():  # Nesterov's first step: (1 + momentum) times the gradient
         assert_close(after[name], before[name] - 0.02 * 1.9 * gradient, rtol=1e-4, atol=1e-6)
@@ -763,7 +772,7 @@ def test_training_learns_classes_that_can_be_learnt(
 def test_bfloat16_trains_with_every_kind_of_teacher(
     tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, teacher: Literal["frozen", "in_place"]
 ) -> None:
-    phases = Phase("full", 1, 0.02), Phase("open", 1, 0.02, **OPEN, teacher=teacher, subnets=4)
+    phases = Phase("full", 1, 0.02), Phase("open", 1, 0.02, open=OPEN, teacher=teacher, subnets=4)
     trained = train(Supernet(tiny_space), few_data, Recipe("half", phases, 30), tmp_path / "bf16", precision="bf16")
     exact = train(Supernet(tiny_space), few_data, Recipe("half", phases, 30), tmp_path / "fp32").state_dict()
     name, weights = next(iter(trained.named_parameters()))
@@ -868,7 +877,7 @@ def test_what_cannot_be_is_refused_before_the_folder_is_begun(
 
 def test_training_without_momentum(tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData) -> None:
     before = Supernet(tiny_space)
-    after = train(Supernet(tiny_space), few_data, replace(PLAIN, momentum=0.0), tmp_path, stop_after=2)
+    after = train(Supernet(tiny_space), few_data, replace(PLAIN, optimizer=SGD(0.0)), tmp_path, stop_after=2)
     assert not torch.equal(next(before.parameters()), next(after.parameters()))
 
 
@@ -891,3 +900,45 @@ def test_an_unknown_option_is_refused(
     with pytest.raises(InvalidConfiguration, match=message):
         train(Supernet(tiny_space), tiny_data, PLAIN, tmp_path / "run", **option)
     assert not (tmp_path / "run").exists()
+
+
+# Optimisers, openings and sizes of one's own
+
+
+def test_adam_resumes_exactly(tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData) -> None:
+    recipe = random_order(2, 30, 0.01, optimizer=AdamW(weight_decay=0.1))
+    whole = train(Supernet(tiny_space), few_data, recipe, tmp_path / "whole")
+    train(Supernet(tiny_space), few_data, recipe, tmp_path / "run", stop_after=2)
+    resumed = train(Supernet(tiny_space, seed=5), few_data, recipe, tmp_path / "run")
+    assert_same_weights(weights_of(resumed), weights_of(whole))
+    stopped = read_tensors(max((tmp_path / "run" / "checkpoints").glob("00-*")))[0]
+    kinds = {name.split(".")[1] for name in stopped if name.startswith("optimizer.")}
+    assert kinds == {"exp_avg", "exp_avg_sq", "step"}
+
+
+def test_a_recipe_for_another_kind_of_space_is_refused(
+    tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData
+) -> None:
+    recipe = Recipe("heads", (Phase("full", 1, 0.01, open={"heads": 2}),), 30)
+    with pytest.raises(InvalidConfiguration, match="phase full opens heads: this space has depth, kernel, expand"):
+        train(Supernet(tiny_space), few_data, recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_whose_recipe_was_written_in_other_words_goes_on(
+    tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData
+) -> None:
+    """As version 0.1.0 wrote it, and with what is open said in another way."""
+    whole = train(Supernet(tiny_space), few_data, random_order(1, 30), tmp_path / "whole")
+    train(Supernet(tiny_space), few_data, random_order(1, 30), tmp_path / "run", stop_after=1)
+    recipe = read_json(tmp_path / "run" / "recipe.json")
+    del recipe["optimizer"], recipe["phases"][0]["open"]
+    recipe |= {"momentum": 0.9, "weight_decay": 3e-5}
+    recipe["phases"][0] |= dict.fromkeys(("depths", "kernels", "expands", "width_multipliers"), 99)
+    recipe["phases"][0]["sampler"] = "uniform"
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(recipe))
+    names = {"depth": 99, "kernel": 99, "expand": 99, "width_multiplier": 99}
+    (phase,) = random_order(1, 30).phases
+    same = replace(random_order(1, 30), phases=(replace(phase, open=names),))
+    resumed = train(Supernet(tiny_space, seed=5), few_data, same, tmp_path / "run")
+    assert_same_weights(weights_of(resumed), weights_of(whole))

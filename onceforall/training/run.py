@@ -1,0 +1,150 @@
+"""A run: what is trained, on what, and how. Nothing of it changes from the first step to the last but the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from onceforall import spaces
+from onceforall.architecture import Architecture, Size
+from onceforall.data.batches import BatchPlan
+from onceforall.data.dataset import Data
+from onceforall.errors import InvalidConfiguration
+from onceforall.nn.subnet import channels_last
+from onceforall.nn.supernet import Network, Supernet
+from onceforall.tasks import CLASSIFICATION, Task, task_of
+from onceforall.training import schedule
+from onceforall.training.distributed import Processes
+from onceforall.training.run_folder import State
+from onceforall.training.samplers import Members, Only
+from onceforall.training.schedule import Phase, Recipe
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """The network, which is moved to the processes' device, and all that its training depends on.
+
+    Raises InvalidConfiguration where data, recipe, network and processes do not suit each other.
+    """
+
+    net: Supernet | Network
+    data: Data
+    recipe: Recipe
+    processes: Processes
+    seed: int
+    precision: Precision
+
+    def __post_init__(self) -> None:
+        recipe, images = self.recipe, self.data.size("train")
+        if recipe.batch_size > images:
+            raise InvalidConfiguration(f"batch_size {recipe.batch_size}: the training split has {images} images")
+        self.task.check(self.net, self.data)
+        self.processes.check_batch(recipe.batch_size, recipe.batch_norm_size)
+        if isinstance(self.net, Network) and any(p.teacher != "none" or p.subnets > 1 for p in recipe.phases):
+            raise InvalidConfiguration(
+                f"recipe {recipe.name}: it trains sub-networks together, and this is a single network; "
+                "choose standalone or finetune"
+            )
+        recipe.check_space(self.net.space)
+        for phase in recipe.phases:
+            if phase.teacher != "none" and phase.loss.task not in ("", self.task.name):
+                raise InvalidConfiguration(
+                    f"phase {phase.name}: its loss {phase.loss} compares outputs of {phase.loss.task}, and these "
+                    f"data are for {self.task.name}: give the phase a loss for that"
+                )
+        channels_last(self.net.to(self.processes.device))
+
+    @property
+    def task(self) -> Task:
+        """What the data are for."""
+        return task_of(self.data)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All weights, in the same order in every process."""
+        return list(self.net.parameters())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches that the training images fill."""
+        return self.data.size("train") // self.recipe.batch_size
+
+    @property
+    def chunk(self) -> int:
+        """Images that run, and that batch norm sees, at once."""
+        return self.recipe.batch_norm_size or self.recipe.batch_size // self.processes.world
+
+    def phase(self, state: State) -> Phase:
+        """The phase that a run is in."""
+        return self.recipe.phases[state.phase]
+
+    def steps(self, state: State) -> int:
+        """Steps of the phase that a run is in."""
+        return self.phase(state).epochs * self.steps_per_epoch
+
+    def learning_rate(self, state: State) -> float:
+        """That of the next step."""
+        return state.rate_scale * self.phase(state).learning_rate_at(state.step, self.steps_per_epoch)
+
+    def plan(self, state: State) -> BatchPlan:
+        """The batches of the phase that a run is in, and this process's parts of them."""
+        return BatchPlan(
+            self.data.size("train"),
+            self.recipe.batch_size,
+            self.net.resolutions,
+            self.seed,
+            state.phase,
+            self.processes.rank,
+            self.processes.world,
+        )
+
+    def members(self, phase: Phase, images: Tensor) -> Members:
+        """The sub-networks that a phase may run on images [n, 3, height, width]."""
+        if isinstance(self.net, Network):
+            return Only(self.net.architecture)
+        return phase.opened(self.net.space).restrict(resolutions=[size_of(images)])
+
+    def identity(self, origin: str | None) -> dict[str, Any]:
+        """The files of a run folder that say which run it is of."""
+        about: dict[str, Any] = {
+            "seed": self.seed,
+            "precision": self.precision,
+            "batch_norm_size": self.chunk,
+            "data": self.data.describe(),
+        }
+        if self.task.name != CLASSIFICATION.name:
+            about["task"] = self.task.name
+        if origin is not None:
+            about["origin"] = origin
+        files = {"space.json": self.net.space.to_json(), "recipe.json": self.recipe.to_json(), "run.json": about}
+        if isinstance(self.net, Network):
+            files["architecture.json"] = self.net.architecture.to_json()
+        return files
+
+    def renew(self) -> Mapping[str, Callable[[Any], Any]]:
+        """How those files are compared with what an older version wrote."""
+        names = self.net.space.choice_names
+        return {
+            "space.json": lambda value: _readable(lambda: spaces.from_json(value).to_json(), value),
+            "recipe.json": lambda value: _readable(lambda: schedule.identity(value, names), value),
+            "architecture.json": lambda value: _readable(lambda: Architecture.from_json(value).to_json(), value),
+        }
+
+
+def size_of(images: Tensor) -> Size:
+    """The resolution of images [n, 3, height, width]."""
+    height, width = images.shape[-2:]
+    return height if height == width else (height, width)
+
+
+def _readable(read: Callable[[], Any], value: Any) -> Any:
+    """What is read, or the value itself where that is not possible."""
+    try:
+        return read()
+    except (InvalidConfiguration, KeyError, TypeError, ValueError, AttributeError):
+        return value
