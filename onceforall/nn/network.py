@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from onceforall.errors import InvalidConfiguration
+from onceforall.errors import InvalidConfiguration, MissingPart
 from onceforall.layers import LayerSpec, LinearSpec, PoolSpec
 
 
@@ -17,7 +17,7 @@ class SubNetwork(nn.Sequential):
 
     It is a Sequential of plain modules, so whatever takes one takes this: a slice is a plain
     Sequential again. `build` and `Supernet.extract` make it. What needs a part that the layers lack
-    (`build` also makes networks without a head) raises InvalidConfiguration.
+    (`build` also makes networks without a head) raises MissingPart.
 
     Example:
         >>> network = supernet.extract(space.smallest())
@@ -38,6 +38,11 @@ class SubNetwork(nn.Sequential):
     def __getitem__(self, index: int | slice) -> nn.Module:
         return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here when a property raised an AttributeError. nn.Module would say another, without the reason.
+        found = getattr(type(self), name, None)
+        return found.__get__(self) if isinstance(found, property) else super().__getattr__(name)
+
     @property
     def num_classes(self) -> int:
         """Outputs of the classifier; 0 where it was taken away."""
@@ -57,7 +62,7 @@ class SubNetwork(nn.Sequential):
     @property
     def default_cfg(self) -> dict[str, Any]:
         """What timm's models say about themselves, as far as the layers tell it."""
-        size, pooled = self.specs[0].in_size, self.specs[self._pool].in_size
+        pooled, size = self.specs[self._pool].in_size, self.specs[0].in_size
         return {
             "input_size": (3, size, size),
             "pool_size": (pooled, pooled),
@@ -131,13 +136,13 @@ class SubNetwork(nn.Sequential):
         for index, spec in enumerate(self.specs):
             if isinstance(spec, PoolSpec):
                 return index
-        raise InvalidConfiguration("this network has no global pooling: it is a part of one")
+        raise MissingPart("this network has no global pooling: it is a part of one")
 
     @property
     def _last(self) -> LinearSpec:
         if self.specs and isinstance(self.specs[-1], LinearSpec):
             return self.specs[-1]
-        raise InvalidConfiguration("this network has no classifier: it is a part of one")
+        raise MissingPart("this network has no classifier: it is a part of one")
 
 
 def classifier(spec: LinearSpec) -> nn.Module:
