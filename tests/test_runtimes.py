@@ -23,18 +23,13 @@ from onceforall.spaces.inverted_residual import InvertedResidualSpace
 
 MakeDevice = Callable[[str, str], Device]
 
-RUNTIMES = pytest.mark.parametrize(
-    ("name", "second"),
-    [("openvino", "int8"), ("ncnn", "bf16"), ("litert", "int8"), ("litert-builtin", "int8"), ("executorch", "int8")],
-)
+SECOND = {"openvino": "int8", "ncnn": "bf16", "litert": "int8", "litert-builtin": "int8", "executorch": "int8"}
 
 
-@RUNTIMES
-def test_a_space_is_profiled(
-    name: str, second: str, make_device: MakeDevice, tiny_space: InvertedResidualSpace
-) -> None:
-    """Every kind of layer by itself, and whole networks."""
-    units = (replace(unit, depths=unit.depths[:1], kernels=(3,), expands=(3, 6)) for unit in tiny_space.units)
+@pytest.mark.parametrize("name", SECOND)
+def test_a_space_is_profiled(name: str, make_device: MakeDevice, tiny_space: InvertedResidualSpace) -> None:
+    """Every layer by itself, and whole networks."""
+    units = (replace(unit, depths=unit.depths[:1], kernels=(3,)) for unit in tiny_space.units)
     space = replace(tiny_space, resolutions=(16,), units=tuple(units))
     device = make_device(name, "fp32")
     table = ofa.profile(space, device, calibrating=8, validating=4, learning=0, turns=2, burst_seconds=0.001)
@@ -42,10 +37,9 @@ def test_a_space_is_profiled(
     assert table.device["name"] == name
 
 
-@RUNTIMES
+@pytest.mark.parametrize("name", SECOND)
 def test_a_network_is_exported_and_what_was_written_computes_it(
     name: str,
-    second: str,
     make_device: MakeDevice,
     tiny_space: InvertedResidualSpace,
     tiny_data: ImageData,
@@ -56,19 +50,17 @@ def test_a_network_is_exported_and_what_was_written_computes_it(
         for kind, arch in plan(tiny_space, 20, seed=0, uniform=True)
     ]
     arch = tiny_space.smallest()
-    exports = [make_device(name, "fp32"), make_device(name, second)]
+    exports = [make_device(name, "fp32"), make_device(name, SECOND[name])]
     specialize(
         Supernet(tiny_space, seed=1), labels, tiny_data, make_device("onnxruntime", "fp32"), tmp_path, budgets=(),
         architectures=[arch], table=ofa.LatencyTable.synthetic(tiny_space), exports=exports, candidates=1,
     )  # fmt: skip
     images = torch.cat([batch for batch, _ in tiny_data.batches("test", arch.resolution)])[:8].numpy()
     logits = []
-    (written,) = (
-        row for row in json.loads((tmp_path / "manifest.json").read_text())["networks"] if row["role"] == "given"
-    )
-    for export, device in zip(written["exports"], [make_device("onnxruntime", "fp32"), *exports], strict=True):
+    networks = json.loads((tmp_path / "manifest.json").read_text())["networks"]
+    (given,) = (network for network in networks if network["role"] == "given")
+    for export, device in zip(given["exports"], [make_device("onnxruntime", "fp32"), *exports], strict=True):
         assert (export["device"], export["precision"]) == (device.name, device.precision)
-        assert export["peak_memory"]["value"] > 0
         files = {Path(file["path"]).suffix: (tmp_path / file["path"]).read_bytes() for file in export["files"]}
         session = device.load(files, (1, *images.shape[1:]))
         logits.append(np.concatenate([session(image[None]) for image in images]))
