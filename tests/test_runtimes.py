@@ -23,7 +23,7 @@ from onceforall.spaces.inverted_residual import InvertedResidualSpace
 
 MakeDevice = Callable[[str, str], Device]
 
-SECOND = {"openvino": "int8", "ncnn": "bf16", "litert": "int8", "litert-builtin": "int8", "executorch": "int8"}
+SECOND = {"openvino": "int8", "ncnn": "bf16", "litert": "int8", "executorch": "int8"}
 
 
 @pytest.mark.parametrize("name", SECOND)
