@@ -13,6 +13,10 @@ class InvalidConfiguration(OFAError, ValueError):
     """A setting of a recipe, a space or a command is outside its allowed range."""
 
 
+class MissingPart(InvalidConfiguration, AttributeError):
+    """Something that only a whole network has was asked of a part of one; `hasattr` says that it is not there."""
+
+
 class InfeasibleConstraint(OFAError, ValueError):
     """No architecture of the space meets a constraint.
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from onceforall import spaces
+from onceforall import devices, spaces
 from onceforall.choices import Unit
 from onceforall.data.dataset import ImageData
+from onceforall.devices.device import Device
+from onceforall.devices.registry import factory
+from onceforall.errors import InvalidConfiguration
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import FirstBlock, InvertedResidualSpace, Stage
@@ -24,6 +29,25 @@ from onceforall.testing import scramble
 
 # These networks are tiny: on a busy machine, a second thread waits more than it computes.
 torch.set_num_threads(1)
+
+RUNTIMES = ("openvino", "ncnn", "litert", "executorch")  # extras
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require", default="", help=f"runtimes that must be there, or their tests fail: some of {','.join(RUNTIMES)}"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unknown = required(config) - {*RUNTIMES}
+    if unknown:
+        raise pytest.UsageError(f"--require {','.join(sorted(unknown))}: choices are {', '.join(RUNTIMES)}")
+
+
+def required(config: pytest.Config) -> set[str]:
+    return {*config.getoption("--require").split(",")} - {""}
+
 
 # Spaces that every space must behave like. Small resolutions: what they test does not depend on size.
 SPACES: dict[str, Callable[[], SearchSpace]] = {
@@ -97,6 +121,30 @@ def make_tiny_data() -> ImageData:
         return torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)), torch.from_numpy(labels)
 
     return ImageData("tiny", *images(600), *images(100), 4, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+
+
+MakeDevice = Callable[[str, str], Device]
+
+
+@pytest.fixture(scope="session")
+def make_device(pytestconfig: pytest.Config) -> MakeDevice:
+    """Devices of one thread by name and precision.
+
+    Where the runtime is not installed, or this processor cannot do that, the test is skipped. It fails if
+    `--require` names the runtime; but not every processor has bf16.
+    """
+
+    def make(name: str, precision: str) -> Device:
+        kind: Any = factory(name)
+        try:
+            for package in kind.packages:
+                importlib.metadata.version(package)
+            return devices.by_name(name, 1, precision)
+        except (InvalidConfiguration, importlib.metadata.PackageNotFoundError) as error:
+            refuse = pytest.fail if kind.extra in required(pytestconfig) and precision != "bf16" else pytest.skip
+            refuse(f"{name} {precision}: {error}")
+
+    return make
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
-from onceforall.errors import InvalidConfiguration
+from onceforall.errors import InvalidConfiguration, MissingPart
 from onceforall.layers import LayerSpec, LinearSpec, height_width
 from onceforall.nn.fast_cpu import Sequential
 from onceforall.nn.plain import Classifier
@@ -19,7 +19,7 @@ class SubNetwork(Sequential):
 
     It is a Sequential of plain modules, so whatever takes one takes this: a slice is a plain
     Sequential again. `build` and `Supernet.extract` make it. What needs a part that the layers lack
-    (`build` also makes networks without a head) raises InvalidConfiguration.
+    (`build` also makes networks without a head) raises MissingPart.
 
     Example:
         >>> network = supernet.extract(space.smallest())
@@ -39,6 +39,11 @@ class SubNetwork(Sequential):
 
     def __getitem__(self, index: int | slice) -> nn.Module:
         return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
+    def __getattr__(self, name: str) -> Any:
+        # Python asks here when a property raised an AttributeError. nn.Module would say another, without the reason.
+        found = getattr(type(self), name, None)
+        return found.__get__(self) if isinstance(found, property) else super().__getattr__(name)
 
     @property
     def num_classes(self) -> int:
@@ -135,13 +140,13 @@ class SubNetwork(Sequential):
         for index, spec in enumerate(self.specs):
             if spec.pools:
                 return index
-        raise InvalidConfiguration("this network has no global pooling: it is a part of one")
+        raise MissingPart("this network has no global pooling: it is a part of one")
 
     @property
     def _last(self) -> LinearSpec:
         if self.specs and isinstance(self.specs[-1], LinearSpec):
             return self.specs[-1]
-        raise InvalidConfiguration("this network has no classifier: it is a part of one")
+        raise MissingPart("this network has no classifier: it is a part of one")
 
 
 class FeatureInfo(list[dict[str, Any]]):

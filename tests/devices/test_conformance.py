@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -11,81 +10,62 @@ import pytest
 import torch
 from torch import nn
 
-from onceforall import devices
 from onceforall.devices.device import Device, Files, Images, Session, Shape
 from onceforall.devices.onnx import as_onnx, nodes_of_layers
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.devices.timing import Turns
-from onceforall.errors import InvalidConfiguration
 from onceforall.testing.devices import DeviceSuite
 
-
-def installed(extra: str, *modules: str) -> pytest.MarkDecorator:
-    """Skips the tests of a runtime whose packages are absent."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"needs onceforall[{extra}]")
-
-
-def make(name: str, precision: str) -> Device:
-    """A device of one thread, or the test is skipped where this processor cannot do that."""
-    try:
-        return devices.by_name(name, 1, precision)
-    except InvalidConfiguration as error:
-        pytest.skip(str(error))
+MakeDevice = Callable[[str, str], Device]
 
 
 class TestOnnxRuntime(DeviceSuite):
     @pytest.fixture(params=["fp32", "int8"])
-    def device(self, request: pytest.FixtureRequest) -> Device:
-        return make("onnxruntime", request.param)
+    def device(self, request: pytest.FixtureRequest, make_device: MakeDevice) -> Device:
+        return make_device("onnxruntime", request.param)
 
 
 class TestTorch(DeviceSuite):
     @pytest.fixture(params=["fp32", "bf16"])
-    def device(self, request: pytest.FixtureRequest) -> Device:
-        return make("torch", request.param)
+    def device(self, request: pytest.FixtureRequest, make_device: MakeDevice) -> Device:
+        return make_device("torch", request.param)
 
 
 class TestTorchCuda(DeviceSuite):
     @pytest.fixture(params=["fp32", "bf16"])
-    def device(self, request: pytest.FixtureRequest) -> Device:
-        return make("torch-cuda", request.param)
+    def device(self, request: pytest.FixtureRequest, make_device: MakeDevice) -> Device:
+        return make_device("torch-cuda", request.param)
 
 
-@installed("openvino", "openvino", "nncf")
 class TestOpenVino(DeviceSuite):
     @pytest.fixture(params=["fp32", "bf16", "int8"])
-    def device(self, request: pytest.FixtureRequest) -> Device:
-        return make("openvino", request.param)
+    def device(self, request: pytest.FixtureRequest, make_device: MakeDevice) -> Device:
+        return make_device("openvino", request.param)
 
 
-@installed("ncnn", "ncnn", "pnnx")
 class TestNcnn(DeviceSuite):
     batches = (1,)
 
     @pytest.fixture(params=["fp32", "bf16"])
-    def device(self, request: pytest.FixtureRequest) -> Device:
-        return make("ncnn", request.param)
+    def device(self, request: pytest.FixtureRequest, make_device: MakeDevice) -> Device:
+        return make_device("ncnn", request.param)
 
 
-@installed("litert", "ai_edge_litert", "litert_torch", "ai_edge_quantizer")
 class TestLiteRt(DeviceSuite):
     @pytest.fixture(params=["litert fp32", "litert int8", "litert-builtin fp32", "litert-builtin int8"])
-    def device(self, request: pytest.FixtureRequest) -> Device:
-        return make(*request.param.split())
+    def device(self, request: pytest.FixtureRequest, make_device: MakeDevice) -> Device:
+        return make_device(*request.param.split())
 
 
-@installed("executorch", "executorch", "torchao")
 class TestExecuTorch(DeviceSuite):
     @pytest.fixture(params=["fp32", "int8"])
-    def device(self, request: pytest.FixtureRequest) -> Device:
-        return make("executorch", request.param)
+    def device(self, request: pytest.FixtureRequest, make_device: MakeDevice) -> Device:
+        return make_device("executorch", request.param)
 
 
-def test_a_compiled_network_computes_what_torch_computes() -> None:
+def test_a_compiled_network_computes_what_torch_computes(make_device: MakeDevice) -> None:
     """The rest of the suite would compile for minutes."""
-    device = make("torch-compiled", "fp32")
-    DeviceSuite().test_batches_are_computed_image_by_image(device)
+    DeviceSuite().test_batches_are_computed_image_by_image(make_device("torch-compiled", "fp32"))
 
 
 # Mistakes

@@ -17,8 +17,8 @@ from onceforall.architecture import Architecture
 from onceforall.checkpoint import load_network, save_network
 from onceforall.data.dataset import ImageData
 from onceforall.devices.onnx import INPUT, to_onnx
-from onceforall.errors import InvalidConfiguration
-from onceforall.layers import MBConvSpec, PoolSpec
+from onceforall.errors import InvalidConfiguration, MissingPart
+from onceforall.layers import LinearSpec, MBConvSpec, PoolSpec
 from onceforall.nn.calibrate import calibrate
 from onceforall.nn.network import SubNetwork
 from onceforall.nn.subnet import build, fold_batch_norm
@@ -196,8 +196,31 @@ def test_a_part_of_a_network_says_what_it_lacks() -> None:
     part = build([MBConvSpec(8, 4, 16, 4, 5, 1, "relu", se_channels=8, shortcut=True)])
     assert part(torch.randn(1, 4, 8, 8)).shape == (1, 4, 8, 8)
     for ask in (lambda: part.num_classes, part.get_classifier, lambda: part.reset_classifier(2)):
-        with pytest.raises(InvalidConfiguration, match="no classifier"):
+        with pytest.raises(MissingPart, match="no classifier"):
             ask()
     for ask in (lambda: part.forward_features(torch.randn(1, 4, 8, 8)), part.features_only):
-        with pytest.raises(InvalidConfiguration, match="no global pooling"):
+        with pytest.raises(MissingPart, match="no global pooling"):
             ask()
+    with pytest.raises(AttributeError, match="'SubNetwork' object has no attribute 'num_layers'"):
+        part.num_layers  # noqa: B018
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # what pnnx reads
+def test_parts_answer_whoever_looks_for_what_they_have(tiny_supernet: Supernet) -> None:
+    """torch.jit tries every name of every module."""
+    network = fold_batch_norm(tiny_supernet.extract(tiny_supernet.space.largest()))
+    ends = range(len(network) + 1)
+    for specs in (network.specs[first:last] for first in ends for last in ends[first:]):
+        part = build(specs)
+        classified, pooled = (any(type(spec) is kind for spec in specs) for kind in (LinearSpec, PoolSpec))
+        found = {name: hasattr(part, name) for name in dir(part)}
+        assert found["num_classes"] is found["num_features"] is classified
+        assert found["default_cfg"] is (classified and pooled)
+        assert found["folded"]
+    x = images_for(network, 1)
+    with torch.no_grad():
+        assert_close(torch.jit.trace(network[:2], x)(x), network[:2](x))
+        for place, spec in enumerate(network.specs):
+            layer = SubNetwork([network[place]], [spec])
+            assert_close(torch.jit.trace(layer, x)(x), layer(x))
+            x = layer(x)
