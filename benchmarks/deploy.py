@@ -133,7 +133,7 @@ def over_the_space(
     target: Device, entry: zoo.Entry, data: Any, folder: Path, count: int, report: Any
 ) -> dict[str, Any]:
     """Rank agreement of fp32 and int8 over networks of every accuracy, not those of the front alone; label images."""
-    fp32 = target.at("fp32")
+    fp32 = target.with_precision("fp32")
     job = job_on(fp32, target.precision, entry, data, folder / f"space-{target.name}-{target.precision}", report)
     device = job.choose_kept(target)
     archs, changes = job.changes(device, count)

@@ -85,7 +85,7 @@ class Job:
         self.space, self.limits, self.max_drop = supernet.space, list(limits), max_drop
         self.full_int8 = full_int8
         self.device = self.target = device
-        self.low = device.at(quantize) if quantize else None
+        self.low = device.with_precision(quantize) if quantize else None
         self.exporter = Exporter(supernet, data, out)
         self._finetuned: dict[str, Exporter] = {}  # by the path of the weights
         self.label_top1 = {label.architecture: label.top1 for label in labels}
