@@ -104,7 +104,9 @@ class Exchange:
             fits = (cost + (left - 1) * saving <= slack).all(axis=2) & ~clashes[sets].any(axis=1)
             extended, added = np.divmod(_best(gain.ravel(), fits.ravel(), 4 * self.beam), len(singles))
             sets = np.sort(np.column_stack([sets[extended], added]), axis=1)
-            sets = np.unique(sets, axis=0)  # the same changes, in whatever order they came
+            # The same changes in another order are one set: each once, by a number that has the changes as its digits.
+            number = sets @ len(singles) ** np.arange(sets.shape[1])
+            sets = sets[np.unique(number, return_index=True)[1]]
         return result
 
 
