@@ -18,10 +18,10 @@ class MissingPart(InvalidConfiguration, AttributeError):
 
 
 class InfeasibleConstraint(OFAError, ValueError):
-    """No architecture of the space meets a constraint.
+    """No architecture of the space meets a constraint, or none was found that does: the message says which.
 
-    `smallest` is the least value within reach, in the constraint's unit; `architecture` (an
-    Architecture, where it is known) is what reaches it.
+    `smallest` is the least value within reach, or the least that was found, in the constraint's unit;
+    `architecture` (an Architecture, where it is known) is what reaches it.
     """
 
     def __init__(self, message: str, smallest: float, architecture: object = None) -> None:

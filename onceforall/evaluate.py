@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onceforall.architecture import Architecture, Size, height_width
+from onceforall.architecture import Architecture
 from onceforall.cost.analytic import PeakActivationMemory
 from onceforall.data.dataset import Data, Split
 from onceforall.errors import InvalidConfiguration
@@ -18,6 +18,7 @@ from onceforall.nn.network import SubNetwork
 from onceforall.nn.streaming import calibrate_streaming
 from onceforall.nn.subnet import channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet, Trainable
+from onceforall.sizes import Size, height_width
 from onceforall.tasks import CLASSIFICATION, task_of
 from onceforall.tasks.task import device_of
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.nn import functional as F
 
-from onceforall.architecture import Size, height_width
+from onceforall.sizes import Size, height_width
 
 
 def flip_and_shift(images: Tensor, generator: torch.Generator, margin: int = 4) -> Tensor:

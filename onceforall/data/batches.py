@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onceforall.architecture import Size
+from onceforall.sizes import Size
 
 
 @dataclass(frozen=True)

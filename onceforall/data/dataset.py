@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from onceforall.architecture import Size, height_width
 from onceforall.data.augment import flip_and_shift
 from onceforall.data.batches import Batch
 from onceforall.errors import InvalidConfiguration
+from onceforall.sizes import Size, height_width
 
 Split = Literal["train", "calibrate", "label", "test"]
 SPLITS: tuple[Split, ...] = ("train", "calibrate", "label", "test")

@@ -22,11 +22,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from onceforall.architecture import Size, height_width
 from onceforall.data.augment import augment_picture, centre_crop
 from onceforall.data.batches import Batch
 from onceforall.data.dataset import SPLITS, Split, normalise, split_positions, split_rule
 from onceforall.errors import DataUnavailable, InvalidConfiguration, OFAError
+from onceforall.sizes import Size, height_width
 
 MOST_WORKERS = 8
 

@@ -60,7 +60,7 @@ def quantized(device: Device | None, precision: str | None) -> Device | None:
         raise InvalidConfiguration(
             f"quantize on {device.name}: precisions cannot be compared from here; specialise for one of them, or there"
         )
-    return device.at(precision)
+    return device.with_precision(precision)
 
 
 def choose_precision(

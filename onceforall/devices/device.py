@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib
+import inspect
 import io
 import tempfile
 import warnings
@@ -12,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,14 @@ class Device(ABC):
     keeps_layers: ClassVar[bool] = False  # `convert` can leave layers of a quantised network in floating point
     kept: tuple[int, ...] = ()  # layers that stay in floating point: see `keeping`
     loads_fast: ClassVar[bool] = True  # a network is loaded anew for every burst; else once, and kept
+    factory: Callable[[str], Device] | None = None  # of a registered device: makes it in another precision
+
+    made_with: tuple[tuple[Any, ...], dict[str, Any]]  # arguments of its class: perhaps more than the two of all
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        device = super().__new__(cls)
+        device.made_with = args, options
+        return device
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         if threads < 1:
@@ -152,9 +161,23 @@ class Device(ABC):
         load = partial(self._ready, files, input_shape)
         return load if self.loads_fast else partial(_same, load())
 
-    def at(self, precision: str) -> Device:
+    def with_precision(self, precision: str) -> Device:
         """The same device in another precision. Raises InvalidConfiguration where it has none such."""
-        return type(self)(self.threads, precision)
+        return self.factory(precision) if self.factory else self.remade(self.threads, precision)
+
+    def remade(self, threads: int, precision: str) -> Self:
+        """A new device, made as this one was but for these settings. Raises InvalidConfiguration."""
+        args, options = self.made_with
+        taken = inspect.signature(type(self).__init__).bind(self, *args, **options)
+        for name, value in (("threads", threads), ("precision", precision)):
+            if name in taken.signature.parameters:
+                taken.arguments[name] = value
+            elif value != getattr(self, name):
+                raise InvalidConfiguration(
+                    f"{name} {value!r}: what makes a {type(self).__name__} takes no argument {name!r}; register a "
+                    "function of threads and precision that makes it (devices.register)"
+                )
+        return type(self)(*taken.args[1:], **taken.kwargs)
 
     def keeping(self, kept: Sequence[int]) -> Device:
         """The same device, which leaves these layers of whole networks in floating point (`convert_keeping`, `time`).

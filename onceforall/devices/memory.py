@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
+import pickle
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from onceforall.devices.device import Device, Files, Shape
 from onceforall.devices.measure import random_images
@@ -16,6 +15,7 @@ from onceforall.errors import InvalidConfiguration, OFAError
 from onceforall.process import run_python
 
 RUNS = 3
+JOB = "job.pickle"  # from this process to its own child, and gone with the folder
 RESULT = "result.json"  # runtimes print what they like
 STATUS = Path("/proc/self/status")
 FORGET = Path("/proc/self/clear_refs")  # 5 written to it sets the peak to what is resident now
@@ -36,18 +36,11 @@ def measure_memory(device: Device, files: Files, input_shape: Shape) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for suffix, content in files.items():
             Path(folder, f"network{suffix}").write_bytes(content)
-        kind = type(device)
-        job = {
-            "module": kind.__module__,
-            "kind": kind.__qualname__,
-            "threads": device.threads,
-            "precision": device.precision,
-            "suffixes": list(files),
-            "shape": list(input_shape),
-        }
         try:
-            run_python(f"from {__name__} import main; main()", json.dumps(job), folder=folder, same_paths=True)
-        except OFAError as error:
+            job = pickle.dumps((type(device), *device.made_with, list(files), input_shape))
+            Path(folder, JOB).write_bytes(job)
+            run_python(f"from {__name__} import main; main()", folder=folder, same_paths=True)
+        except (OFAError, pickle.PicklingError, AttributeError, TypeError) as error:  # those of pickling
             raise InvalidConfiguration(
                 f"{device.name} {device.precision}: the process that measures memory failed: {error}"
             ) from error
@@ -56,15 +49,11 @@ def measure_memory(device: Device, files: Files, input_shape: Shape) -> int:
 
 def main() -> None:
     """The other process: it works in the folder of the files, and leaves its result there."""
-    job = json.loads(sys.argv[1])
-    kind: Any = importlib.import_module(job["module"])
-    for name in job["kind"].split("."):
-        kind = getattr(kind, name)
-    device: Device = kind(job["threads"], job["precision"])
-    shape = tuple(job["shape"])
+    kind, args, options, suffixes, shape = pickle.loads(Path(JOB).read_bytes())
+    device: Device = kind(*args, **options)
     images = random_images(shape)
     before = peak(forget=True)
-    session = device.load({suffix: Path(f"network{suffix}").read_bytes() for suffix in job["suffixes"]}, shape)
+    session = device.load({suffix: Path(f"network{suffix}").read_bytes() for suffix in suffixes}, shape)
     for _ in range(RUNS):
         session(images)
     Path(RESULT).write_text(json.dumps({"bytes": peak() - before}))

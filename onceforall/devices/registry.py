@@ -47,7 +47,14 @@ def names() -> tuple[str, ...]:
 
 def local(name: str, threads: int = 1, precision: str = "fp32") -> Device:
     """The device of this machine called `name`. Raises InvalidConfiguration."""
-    return factory(name)(threads, precision)
+    make = factory(name)
+
+    def in_precision(precision: str) -> Device:
+        device = make(threads, precision)
+        device.factory = in_precision
+        return device
+
+    return in_precision(precision)
 
 
 def factory(name: str) -> Factory:

@@ -59,9 +59,6 @@ class RemoteDevice(Device):
         super().__init__(threads, precision)
         self._machine: Mapping[str, Any] = {}
 
-    def at(self, precision: str) -> RemoteDevice:
-        return RemoteDevice(self.folder, self.runtime, self.threads, precision)
-
     def describe(self) -> dict[str, Any]:
         """What measured the last results read; before any, the runtime alone."""
         return {**self.identity(), "runtime": self.runtime, "processor": "not measured yet", **self._machine}

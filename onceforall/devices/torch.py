@@ -31,6 +31,33 @@ def pinned(threads: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """CUDA whose fp32 is fp32; the settings belong to the whole process, so they are put back.
+
+    By default torch lets convolutions round their inputs to TF32 (10 bits of mantissa), and a user may have
+    allowed that for matrix products: outputs are then 1e-3 off.
+    """
+    backends: Any = torch.backends
+    places = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.rnn, backends.cudnn.conv)
+    before = [place.fp32_precision for place in places]
+    products = None
+    with contextlib.suppress(RuntimeError):  # old and new settings differ: torch follows the new ones, put back below
+        products = torch.get_float32_matmul_precision()
+    # The old settings too: torch does not compile where the two differ.
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = False
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products or "highest")
+        backends.cudnn.allow_tf32 = before[-1] == "tf32"
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
+
+
 class TorchSession(Session):
     """A module on a device, with its input in channels_last."""
 
@@ -46,8 +73,11 @@ class TorchSession(Session):
 
     def run(self) -> None:
         with pinned(self._threads), torch.no_grad():
-            self._output: Tensor = self._module(self._input)
-        if self._target != "cpu":
+            if self._target == "cpu":
+                self._output: Tensor = self._module(self._input)
+                return
+            with full_precision():
+                self._output = self._module(self._input)
             torch.cuda.synchronize(self._target)
 
     def output(self) -> Images:

@@ -35,6 +35,8 @@ from onceforall.space import SearchSpace
 # What the authors' layers can be that these networks never are.
 PLAIN = {"dilation": 1, "groups": 1, "bias": False, "has_shuffle": False, "use_se": False, "ops_order": "weight_bn_act"}
 
+Units = tuple[tuple[Gene, ...], ...]
+
 # What follows the blocks of each kind of network.
 HEADS = {
     "MobileNetV3": ("final_expand_layer", "pool", "feature_mix_layer"),
@@ -100,38 +102,45 @@ def architecture_of(space: SearchSpace, layers: Sequence[LayerSpec]) -> Architec
     if not layers or not isinstance(layers[0], ConvSpec) or layers[0].in_size not in space.resolutions:
         return None
     resolution = layers[0].in_size
-
-    def members(u: int, position: int, before: int) -> Iterator[tuple[list[tuple[Gene, ...]], list[float]]]:
-        """Every way to read the layers from `position` on as units `u` and later, with their multipliers."""
-        if u == len(space.units):
-            yield [], []
-            return
-        unit = space.units[u]
-        for m, multiplier in enumerate(unit.width_multipliers):
-            genes: list[Gene] = []
-            for index in range(unit.depths[-1] + 1):
-                if index in unit.depths:
-                    for following, multipliers in members(u + 1, position + index, m):
-                        yield [tuple(genes), *following], [multiplier, *multipliers]
-                if index == unit.depths[-1] or position + index >= len(layers):
-                    break
-                wanted = layers[position + index], m, m if index else before
-                found = (
-                    unit.genes[form.gene]
-                    for form in space.block_forms(resolution, u, index)
-                    if (form.layer, form.multiplier, form.in_multiplier) == wanted
-                )
-                gene = next(found, None)
-                if gene is None:
-                    break
-                genes.append(gene)
-
-    for units, multipliers in members(0, len(space.stem(resolution)), 0):
-        architecture = Architecture(resolution, tuple(units), tuple(multipliers))
+    blocks = layers[len(space.stem(resolution)) :]  # and the head, which no unit can read
+    # Where two units have blocks of one shape, several depths fit so far: all of them are kept until the end.
+    readings: list[tuple[Units, tuple[int, ...]]] = [((), ())]  # genes and width multiplier of each unit
+    for u, unit in enumerate(space.units):
+        readings = [
+            ((*units, genes), (*multipliers, m))
+            for units, multipliers in readings
+            for m in range(len(unit.width_multipliers))
+            for genes in _genes(space, resolution, u, blocks[sum(map(len, units)) :], m, (0, *multipliers)[-1])
+        ]
+    for units, multipliers in readings:
+        widths = (unit.width_multipliers[m] for unit, m in zip(space.units, multipliers, strict=True))
+        architecture = Architecture(resolution, units, tuple(widths))
         with contextlib.suppress(InvalidArchitecture):  # a depth and an expand ratio that are not tied to each other
             if space.lower(architecture) == tuple(layers):
                 return architecture
     return None
+
+
+def _genes(
+    space: SearchSpace, resolution: int, u: int, layers: Sequence[LayerSpec], own: int, before: int
+) -> list[tuple[Gene, ...]]:
+    """The genes of a unit at each of its depths for which the first of the layers are its blocks.
+
+    own, before: the width multipliers of the unit and of the one before, as indices.
+    """
+    unit, genes = space.units[u], list[Gene]()
+    for index, layer in enumerate(layers[: unit.depths[-1]]):
+        wanted = layer, own, own if index else before
+        fitting = (
+            unit.genes[form.gene]
+            for form in space.block_forms(resolution, u, index)
+            if (form.layer, form.multiplier, form.in_multiplier) == wanted
+        )
+        gene = next(fitting, None)
+        if gene is None:
+            break
+        genes.append(gene)
+    return [tuple(genes[:depth]) for depth in unit.depths if depth <= len(genes)]
 
 
 def network_config(layers: Sequence[LayerSpec]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from onceforall.checkpoint import load_supernet, save_supernet
@@ -11,6 +11,7 @@ from onceforall.files import read_json_object, sha256, write_json
 from onceforall.interop import checkpoints, predictors
 from onceforall.interop.pickles import read_state
 from onceforall.nn.supernet import Supernet
+from onceforall.serial import from_json, to_json
 from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.import/1"
@@ -67,10 +68,10 @@ def read_origin(folder: str | Path) -> Origin | None:
         return None
     try:
         value = read_json_object(path)
-        if value.pop("format") != FORMAT:
-            raise KeyError("format")
-        return Origin(**value)
-    except (KeyError, TypeError, InvalidConfiguration) as error:
+        if value.get("format") != FORMAT:
+            raise InvalidConfiguration(f"its format is {value.get('format')!r}")
+        return from_json(Origin, value, "an origin")
+    except InvalidConfiguration as error:
         raise IncompatibleCheckpoint(f"{path} is not the manifest of an import ({FORMAT}): {error}") from error
 
 
@@ -115,4 +116,4 @@ def _target(folder: Path, file: str, path: Path) -> Path:
 
 def _record(target: Path, path: Path, name: str = "", source: str = "") -> None:
     origin = Origin(name or path.name, source or path.name, sha256(path), target.name, sha256(target))
-    write_json(target.parent / "manifest.json", {"format": FORMAT, **asdict(origin)})
+    write_json(target.parent / "manifest.json", {"format": FORMAT, **to_json(origin)})

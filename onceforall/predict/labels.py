@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from onceforall import spaces
-from onceforall.architecture import Architecture, height_width
+from onceforall.architecture import Architecture
 from onceforall.checkpoint import digest
 from onceforall.data.dataset import Data, Split
 from onceforall.errors import InvalidConfiguration
@@ -28,6 +28,7 @@ from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.sampling import Kind, plan
 from onceforall.serial import from_json, to_json
+from onceforall.sizes import height_width
 from onceforall.space import SearchSpace
 from onceforall.tasks import CLASSIFICATION, Score, task_of
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,18 +19,6 @@ from onceforall.search.limits import Limits, first_of_each
 from onceforall.search.neighbours import Neighbours
 
 Score = Callable[[Rows], NDArray[np.float64]]
-
-
-class _Sets(NamedTuple):
-    """Sets of changes of one network: the results, estimated gains and costs, and what may not be added."""
-
-    rows: Rows
-    gains: NDArray[np.float64]
-    costs: NDArray[np.float64]
-    clashes: NDArray[np.bool_]
-
-    def only(self, index: NDArray[np.int64]) -> _Sets:
-        return _Sets(self.rows[index], self.gains[index], self.costs[index], self.clashes[index])
 
 
 class Exchange:
@@ -93,34 +80,42 @@ class Exchange:
         costs: NDArray[np.float64],
         slack: NDArray[np.float64],
     ) -> list[Rows]:
-        """For each size, the sets of changes of the largest estimated gain whose estimated costs fit the slack."""
+        """For each size, the sets of changes of the largest estimated gain whose estimated costs fit the slack.
+
+        singles: the network after one change, each of the changes in turn, shape [changes, columns], with their
+        gains [changes] and costs [changes, constraints]. Those of a set are taken to add up.
+        """
         if not len(singles):
             return []
         changed = singles != row
-        overlap = changed.astype(np.float32)
-        clashes = (overlap @ overlap.T) > 0
+        clashes = (changed.astype(np.float32) @ changed.T.astype(np.float32)) > 0  # [changes, changes]
         saving = np.minimum(costs.min(axis=0), 0)  # what one more change can save at best
-        sets = _Sets(singles, gains, costs, clashes)
+        sets = np.arange(len(singles))[:, None]  # indices of changes, [sets, size]
         result = []
-        for size in range(1, self.changes + 1):
-            result.append(sets.only(_best(sets.gains, np.asarray((sets.costs <= slack).all(axis=1)), self.tries)).rows)
-            if size == self.changes:
+        for left in reversed(range(self.changes)):  # how many changes may still be added
+            gain, cost = gains[sets].sum(axis=1), costs[sets].sum(axis=1)
+            complete = sets[_best(gain, (cost <= slack).all(axis=1), self.tries)]
+            result.append(_applied(row, singles, changed, complete))
+            if not left:
                 break
-            rest = (self.changes - size) * saving
-            sets = sets.only(_best(sets.gains, np.asarray((sets.costs + rest <= slack).all(axis=1)), self.beam))
-            totals = (sets.gains[:, None] + gains).ravel()
-            sums = (sets.costs[:, None] + costs).reshape(len(totals), costs.shape[1])
-            fits = np.asarray((sums + rest - saving <= slack).all(axis=1)) & ~sets.clashes.ravel()
-            picked = _best(totals, fits, 4 * self.beam)
-            picked = picked[np.unique(totals[picked].round(9), return_index=True)[1]]  # one order of the same changes
-            first, second = np.divmod(picked, len(singles))
-            sets = _Sets(
-                np.where(changed[second], singles[second], sets.rows[first]),
-                totals[picked],
-                sums[picked],
-                sets.clashes[first] | clashes[second],
-            )
+            kept = _best(gain, (cost + left * saving <= slack).all(axis=1), self.beam)
+            sets, gain, cost = sets[kept], gain[kept], cost[kept]
+            gain, cost = gain[:, None] + gains, cost[:, None] + costs  # of each set with each change, [sets, changes]
+            fits = (cost + (left - 1) * saving <= slack).all(axis=2) & ~clashes[sets].any(axis=1)
+            extended, added = np.divmod(_best(gain.ravel(), fits.ravel(), 4 * self.beam), len(singles))
+            sets = np.sort(np.column_stack([sets[extended], added]), axis=1)
+            # The same changes in another order are one set: each once, by a number that has the changes as its digits.
+            number = sets @ len(singles) ** np.arange(sets.shape[1])
+            sets = sets[np.unique(number, return_index=True)[1]]
         return result
+
+
+def _applied(row: Rows, singles: Rows, changed: NDArray[np.bool_], sets: NDArray[np.int64]) -> Rows:
+    """The network after all changes of each set, shape [sets, columns]."""
+    rows = np.tile(row, (len(sets), 1))
+    for change in sets.T:
+        rows = np.where(changed[change], singles[change], rows)
+    return rows
 
 
 def _best(values: NDArray[np.float64], allowed: NDArray[np.bool_], count: int) -> NDArray[np.int64]:

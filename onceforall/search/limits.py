@@ -15,13 +15,16 @@ from onceforall.search.pricing import Pricer, PriceTable, pricer
 from onceforall.search.result import Cost
 from onceforall.space import SearchSpace
 
+RANDOM = 8  # networks from which a cheaper one is looked for before a constraint is refused
+
 
 class Limits:
     """The constraints of a search, all of them upper bounds, and for each resolution a network that meets them.
 
     Raises InfeasibleConstraint where there is none. For one constraint on a sum or a peak over layers
     that is exact: the least value within reach is known. For other costs, and where constraints
-    can only be met each on its own, it means that none was found.
+    can only be met each on its own, it means that none was found by changing one choice at a time: of
+    the smallest network, of the largest, and of random ones.
     """
 
     def __init__(self, space: SearchSpace, constraints: Sequence[Constraint]) -> None:
@@ -30,9 +33,13 @@ class Limits:
         self._neighbours = Neighbours(space)
         self.pricers = [pricer(space, constraint.model) for constraint in constraints]
         self.anchors = self._found_anchors()
+        nearest = self.anchors[[self._violation(self.anchors).argmin()]]
+        if not self.met(nearest).all():
+            nearest = self._best_found(self._violation, 0.0, nearest)
+            self.anchors[nearest[0, 0]] = nearest[0]
         self.resolutions: list[int] = np.flatnonzero(self.met(self.anchors)).tolist()
         if not self.resolutions:
-            self._refuse(self.anchors[self._violation(self.anchors).argmin()][None])
+            self._refuse(nearest)
 
     def costs(self, rows: Rows) -> NDArray[np.float64]:
         """Cost of each row in each constraint, shape [n, constraints]."""
@@ -81,25 +88,50 @@ class Limits:
         return anchors
 
     def _cheapest(self, constraint: Constraint, price: Pricer, smallest: Rows) -> Rows:
-        """The cheapest network at each resolution. Raises InfeasibleConstraint where none meets the constraint."""
+        """The cheapest network at each resolution; of a cost that is no sum or peak, the smallest where they will do.
+
+        Raises InfeasibleConstraint where none meets the constraint, or none was found that does.
+        """
         if isinstance(price, PriceTable):
             rows, costs = price.cheapest()
+            known = "cannot be met: the smallest sub-network needs"
         else:
-            rows, costs = smallest, price(smallest)
+            rows, costs = smallest.copy(), price(smallest)
             if costs.min() > constraint.bound:
-                rows = self._descend(rows[[costs.argmin()]], price)
+                found = self._best_found(price, constraint.bound, rows[[costs.argmin()]])
+                rows[found[0, 0]] = found[0]
                 costs = price(rows)
-                smallest = smallest.copy()
-                smallest[rows[0, 0]] = rows[0]
+            known = "is met by no sub-network that was tried: the cheapest that was found needs"
         if costs.min() > constraint.bound:
             architecture = self.space.from_rows(rows[[costs.argmin()]])[0]
             raise InfeasibleConstraint(
-                f"{constraint} cannot be met: the smallest sub-network needs {costs.min():.4g} "
-                f"{constraint.model.unit} ({architecture})",
+                f"{constraint} {known} {costs.min():.4g} {constraint.model.unit} ({architecture})",
                 float(costs.min()),
                 architecture,
             )
-        return rows if len(rows) == len(smallest) else smallest
+        return rows
+
+    def _best_found(self, price: Pricer, bound: float, start: Rows) -> Rows:
+        """The first row found whose price is within the bound, or else the cheapest, shape [1, columns].
+
+        Found by changing one choice at a time of the row `start`; then of the largest network, at the lowest
+        resolution and the highest; then of random ones.
+        """
+        starts = np.concatenate(
+            [
+                start,
+                np.repeat(self.space.to_rows([self.space.largest()]), 2, axis=0),
+                self.space.sample_rows(RANDOM, np.random.default_rng(0)),
+            ]
+        )
+        starts[1, 0] = 0
+        best = start
+        for row in starts:
+            found = self._descend(row[None], price)
+            best = min(best, found, key=lambda row: float(price(row)[0]))
+            if price(best)[0] <= bound:
+                break
+        return best
 
     def _violation(self, rows: Rows) -> NDArray[np.float64]:
         """By how much rows break the constraints, in shares of the bounds, summed."""
@@ -121,13 +153,13 @@ class Limits:
         return rows
 
     def _refuse(self, nearest: Rows) -> None:
-        """Raise InfeasibleConstraint for constraints that can each be met, but were not met together."""
+        """Raise InfeasibleConstraint for constraints that may each be met, but were not met together."""
         costs = self.costs(nearest)[0]
         worst = int((costs / self.bounds).argmax())
         needed = ", ".join(f"{c} (it needs {cost:.4g})" for c, cost in zip(self.constraints, costs, strict=True))
         architecture = self.space.from_rows(nearest)[0]
         raise InfeasibleConstraint(
-            f"the constraints cannot be met together: the smallest sub-network that was found breaks "
+            f"no sub-network that was tried meets the constraints together: the nearest that was found breaks "
             f"{self.constraints[worst]}; of {needed}; raise that bound, or another ({architecture})",
             float(costs[worst]),
             architecture,

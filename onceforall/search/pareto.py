@@ -131,43 +131,55 @@ def front(
         raise InvalidConfiguration(f"{len(budgets)} budgets for {len(costs)} costs: budgets need exactly one cost")
     began = time.perf_counter()
     rng = np.random.default_rng(seed)
-    least = [
-        model.at_most(min([c.bound for c in constraints if c.model == model], default=NO_BOUND)) for model in costs
-    ]
     others = [constraint for constraint in constraints if constraint.model not in costs]
-    limits, scorer = Limits(space, [*least, *others]), Scorer(space, accuracy)
+    limits, known = Limits(space, [*_bounded(costs, constraints), *others]), Scorer(space, accuracy)
     if budgets is not None:
         tight = Limits(space, [costs[0].at_most(min(budgets)), *others])  # raises where the tightest cannot be met
-        scorer(tight.anchors[tight.resolutions])  # what meets it is known from now on
-    rows = _outline(limits, scorer, len(costs), rng, population, generations, mutation)
-    targets = _targets(limits, scorer, rows, len(costs), points, budgets)
-    exchange = Exchange(limits, scorer)
+        known(tight.anchors[tight.resolutions])  # so that something within it is known
+    outline = _outline(limits, known, len(costs), rng, population, generations, mutation)
+    targets = _targets(limits, known, outline, len(costs), points, budgets)
+    exchange = Exchange(limits, known)
     for _ in range(rounds):
-        starts, owners = _best_within(limits, scorer, targets)
-        improved, _ = exchange.improve(starts, scorer(starts), targets[owners])
-        born = space.crossover_rows(improved, improved[rng.permutation(len(improved))], rng)
-        born = space.mutate_rows(born, rng, mutation)
-        born[:, 0] = improved[:, 0]
-        inside = (limits.costs(born) <= targets[owners]).all(axis=1)
-        exchange.improve(born[inside], scorer(born[inside]), targets[owners[inside]])
-    rows = np.unique(np.concatenate([rows, _best_within(limits, scorer, targets)[0]]), axis=0)
-    values = limits.costs(rows)
+        _improve(exchange, known, targets, rng, mutation)
+    rows = np.unique(np.concatenate([outline, _best_within(limits, known, targets)[0]]), axis=0)
+    top1, values = known(rows), limits.costs(rows)
     if len(costs) == 1:
-        kept = _steps(scorer(rows), values[:, 0], targets[:, 0])
+        chosen = _steps(top1, values[:, 0], targets[:, 0])
     else:
-        kept = np.flatnonzero(ranks(_objectives(scorer(rows), values[:, : len(costs)])) == 0)
-        spread = crowding(_objectives(scorer(rows[kept]), values[kept, : len(costs)]))
-        kept = kept[np.argsort(-spread, kind="stable")[:points]]
-    kept = kept[np.argsort(values[kept, 0], kind="stable")]
+        chosen = _spread(_objectives(top1, values[:, : len(costs)]), points)
+    chosen = chosen[np.argsort(values[chosen, 0], kind="stable")]
     found = tuple(
-        FrontPoint(
-            architecture,
-            float(top1),
-            tuple(replace(c, bound=None) if c.bound == NO_BOUND else c for c in limits.named(cost)),
-        )
-        for architecture, top1, cost in zip(space.from_rows(rows[kept]), scorer(rows[kept]), values[kept], strict=True)
+        FrontPoint(architecture, float(percent), _named(limits, cost))
+        for architecture, percent, cost in zip(space.from_rows(rows[chosen]), top1[chosen], values[chosen], strict=True)
     )
-    return Front(found, scorer.evaluations, time.perf_counter() - began, seed)
+    return Front(found, known.evaluations, time.perf_counter() - began, seed)
+
+
+def _bounded(costs: Sequence[CostModel], constraints: Sequence[Constraint]) -> list[Constraint]:
+    """What is minimised as constraints: at its tightest bound, or at none."""
+    return [model.at_most(min([c.bound for c in constraints if c.model == model], default=NO_BOUND)) for model in costs]
+
+
+def _named(limits: Limits, cost: NDArray[np.float64]) -> tuple[Cost, ...]:
+    """The costs of one network, without bounds where there were none."""
+    return tuple(replace(c, bound=None) if c.bound == NO_BOUND else c for c in limits.named(cost))
+
+
+def _improve(
+    exchange: Exchange, known: Scorer, targets: NDArray[np.float64], rng: np.random.Generator, mutation: float
+) -> None:
+    """Improve the best known network at every target by exchanges, then a child of each of those.
+
+    Nothing is returned: all that was scored on the way is known from then on, and may be the best at other targets.
+    """
+    space, limits = exchange.limits.space, exchange.limits
+    best, owners = _best_within(limits, known, targets)
+    parents, _ = exchange.improve(best, known(best), targets[owners])
+    children = space.crossover_rows(parents, parents[rng.permutation(len(parents))], rng)
+    children = space.mutate_rows(children, rng, mutation)
+    children[:, 0] = parents[:, 0]
+    within = (limits.costs(children) <= targets[owners]).all(axis=1)
+    exchange.improve(children[within], known(children[within]), targets[owners[within]])
 
 
 def ranks(objectives: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -199,13 +211,19 @@ def crowding(objectives: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
+def _spread(objectives: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Indices of the non-dominated points that lie farthest apart, `count` at most."""
+    members = np.flatnonzero(ranks(objectives) == 0)
+    return members[np.argsort(-crowding(objectives[members]), kind="stable")[:count]]
+
+
 def _objectives(accuracy: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([-accuracy[:, None], costs], axis=1)
 
 
 def _outline(
     limits: Limits,
-    scorer: Scorer,
+    known: Scorer,
     count: int,
     rng: np.random.Generator,
     population: int,
@@ -218,7 +236,7 @@ def _outline(
     def sorted_best(rows: Rows) -> Rows:
         """The `population` best rows: by front, then by crowding distance."""
         rows = np.unique(rows, axis=0)
-        objectives = _objectives(scorer(rows), limits.costs(rows)[:, :count])
+        objectives = _objectives(known(rows), limits.costs(rows)[:, :count])
         front_of = ranks(objectives)
         distances = np.zeros(len(rows))
         for rank in range(front_of.max() + 1):
@@ -240,27 +258,25 @@ def _outline(
 
 
 def _targets(
-    limits: Limits, scorer: Scorer, rows: Rows, count: int, points: int, budgets: Sequence[float] | None
+    limits: Limits, known: Scorer, rows: Rows, count: int, points: int, budgets: Sequence[float] | None
 ) -> NDArray[np.float64]:
     """Bounds of all costs, for each network that is wanted, shape [targets, constraints]."""
-    costs, accuracy = limits.costs(rows), scorer(rows)
+    costs, accuracy = limits.costs(rows), known(rows)
     if budgets is not None:
         first = np.sort(np.asarray(budgets, float))
     elif count == 1:
         first = np.linspace(costs[:, 0].min(), costs[accuracy.argmax(), 0], points)
     else:
-        members = np.flatnonzero(ranks(_objectives(accuracy, costs[:, :count])) == 0)
-        distances = crowding(_objectives(accuracy[members], costs[members, :count]))
-        chosen = members[np.argsort(-distances, kind="stable")[:points]]
+        chosen = _spread(_objectives(accuracy, costs[:, :count]), points)
         return np.concatenate([costs[chosen, :count], np.tile(limits.bounds[count:], (len(chosen), 1))], axis=1)
     targets = np.tile(limits.bounds, (len(first), 1))
     targets[:, 0] = np.minimum(first, limits.bounds[0])
     return targets
 
 
-def _best_within(limits: Limits, scorer: Scorer, targets: NDArray[np.float64]) -> tuple[Rows, NDArray[np.int64]]:
+def _best_within(limits: Limits, known: Scorer, targets: NDArray[np.float64]) -> tuple[Rows, NDArray[np.int64]]:
     """For each target the best known network of each of its best resolutions, and whose target it is."""
-    rows, accuracy = scorer.everything()
+    rows, accuracy = known.everything()
     order = np.argsort(-accuracy, kind="stable")
     rows = rows[order]
     costs = limits.costs(rows)

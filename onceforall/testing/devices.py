@@ -87,7 +87,7 @@ class DeviceSuite:
 
     def another(self, device: Device, threads: int, precision: str) -> Device:
         """A device like this one with other settings."""
-        return type(device)(threads, precision)
+        return device.remade(threads, precision)
 
     def test_blocks_compute_what_torch_computes(self, device: Device) -> None:
         for number, spec in enumerate(BLOCKS):

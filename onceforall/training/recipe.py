@@ -16,10 +16,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
 
-from onceforall.architecture import height_width
 from onceforall.choices import Choices
 from onceforall.errors import InvalidConfiguration
 from onceforall.registry import Registry
+from onceforall.sizes import height_width
 from onceforall.training import losses, optimizers, samplers
 from onceforall.training.losses import DistillationLoss
 from onceforall.training.optimizers import SGD, Optimizer

@@ -9,12 +9,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from onceforall import spaces
-from onceforall.architecture import Architecture, Size
+from onceforall.architecture import Architecture
 from onceforall.data.batches import BatchPlan
 from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.subnet import channels_last
 from onceforall.nn.supernet import Network, Supernet
+from onceforall.sizes import Size
 from onceforall.tasks import CLASSIFICATION, Task, task_of
 from onceforall.training import schedule
 from onceforall.training.distributed import Processes

@@ -20,13 +20,13 @@ from typing import TypeVar, get_args
 import torch
 from torch import nn
 
-from onceforall.architecture import Size
 from onceforall.checkpoint import load_supernet, save_network, save_supernet
 from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
 from onceforall.evaluate import measure, specialised
 from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.supernet import Network, Supernet
+from onceforall.sizes import Size
 from onceforall.training import guard
 from onceforall.training.checkpoints import Checkpoints, Memory, diverged
 from onceforall.training.distributed import Processes

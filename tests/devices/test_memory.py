@@ -5,13 +5,13 @@ import mmap
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
 
 from onceforall import devices
-from onceforall.devices import memory
-from onceforall.devices.device import Device
+from onceforall.devices import memory, registry
 from onceforall.devices.memory import measure_memory
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.errors import InvalidConfiguration
@@ -89,8 +89,12 @@ import numpy as np
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 
 class Hungry(OnnxRuntimeDevice):
+    def __init__(self, size, threads=1, precision="fp32"):
+        super().__init__(threads, precision)
+        self.size = size
+
     def load(self, files, input_shape):
-        np.ones(100 * 2**20, np.uint8)
+        np.ones(self.size, np.uint8)
         return super().load(files, input_shape)
 """
 
@@ -99,7 +103,22 @@ class Hungry(OnnxRuntimeDevice):
 def test_devices_of_others_are_measured_and_what_loading_wastes_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(registry, "_factories", {})
     (tmp_path / "hungry_device.py").write_text(OTHERS)
     monkeypatch.syspath_prepend(tmp_path)
-    device: Device = importlib.import_module("hungry_device").Hungry()
-    assert measure_memory(device, device.convert(nn.Linear(3, 3), (1, 3)), (1, 3)) >= 95 * MIB
+    hungry = importlib.import_module("hungry_device").Hungry
+    devices.register("hungry", lambda threads, precision: hungry(100 * MIB, threads, precision))
+    for device in (hungry(100 * MIB), devices.by_name("hungry").with_precision("fp32")):
+        assert measure_memory(device, device.convert(nn.Linear(3, 3), (1, 3)), (1, 3)) >= 95 * MIB
+
+
+@pytest.mark.parametrize("argument", [lambda: 0, memory], ids=["function", "module"])
+def test_a_device_that_cannot_be_made_elsewhere_is_named(argument: Any) -> None:
+    class Here(OnnxRuntimeDevice):
+        """Of this function: nobody can import it."""
+
+    unsent = OnnxRuntimeDevice()
+    unsent.made_with = (argument,), {}
+    for device in (Here(), unsent):
+        with pytest.raises(InvalidConfiguration, match=r"onnxruntime fp32: the process that measures .* failed: .*"):
+            measure_memory(device, {}, (1, 3))

@@ -41,6 +41,65 @@ def test_devices_of_others_are_known_by_name_and_listed() -> None:
     assert rows["two boards"].working == ("fp32",)
 
 
+class WithPort(OnnxRuntimeDevice):
+    """A device that needs to know more than threads and precision."""
+
+    name = "with port"
+
+    def __init__(self, port: str, threads: int = 1, precision: str = "fp32", *, baud: int = 9600) -> None:
+        super().__init__(threads, precision)
+        self.port, self.baud = port, baud
+
+
+def settings(device: Device) -> tuple[object, ...]:
+    assert isinstance(device, WithPort)
+    return device.port, device.baud, device.threads, device.precision
+
+
+def test_a_device_of_a_factory_is_made_by_it_in_another_precision() -> None:
+    def factory(cores: int, what: str) -> Device:
+        device = WithPort(f"port of {what}", 2 * cores, what)
+        device.baud = 115200
+        return device
+
+    devices.register("with port", factory)
+    device = devices.by_name("with port", 3)
+    assert settings(device) == ("port of fp32", 115200, 6, "fp32")
+    for other in (device.with_precision("int8"), device.with_precision("int8").with_precision("int8")):
+        assert settings(other) == ("port of int8", 115200, 6, "int8")
+    assert settings(device.with_precision("int8").keeping([0]).with_precision("fp32"))[3] == "fp32"
+
+
+@pytest.mark.parametrize(
+    "device",
+    [WithPort("a", 2, baud=1), WithPort("a", baud=1, precision="fp32", threads=2), WithPort("a", 2, "fp32", baud=1)],
+    ids=["some", "by name", "all"],
+)
+def test_a_device_that_was_made_with_more_is_made_again_with_it(device: Device) -> None:
+    assert settings(device.with_precision("int8")) == ("a", 1, 2, "int8")
+    assert settings(device.with_precision("int8").with_precision("fp32")) == ("a", 1, 2, "fp32")
+    with pytest.raises(InvalidConfiguration, match="precision 'fp8': choices on with port are fp32, int8"):
+        device.with_precision("fp8")
+
+
+def test_a_class_that_takes_no_precision_says_what_to_do() -> None:
+    class Fixed(OnnxRuntimeDevice):
+        def __init__(self, port: str) -> None:
+            super().__init__(2)
+            self.port = port
+
+    with pytest.raises(InvalidConfiguration, match=r"precision 'int8': .* Fixed takes no argument 'precision'; regis"):
+        Fixed("a").with_precision("int8")
+    assert Fixed("a").with_precision("fp32").threads == 2
+
+
+def test_another_machine_is_the_same_in_another_precision(tmp_path: Path) -> None:
+    for device in (devices.by_name(f"onnxruntime@{tmp_path}", 2), RemoteDevice(tmp_path, threads=2)):
+        other = device.with_precision("int8")
+        assert isinstance(other, RemoteDevice)
+        assert (other.folder, other.runtime, other.threads, other.precision) == (tmp_path, "onnxruntime", 2, "int8")
+
+
 def test_a_device_that_cannot_be_made_does_not_hide_the_others() -> None:
     class Chip(Board):
         name = "chip"

@@ -168,6 +168,22 @@ def test_the_uncertainty_of_an_ensemble_is_about_as_large_as_its_errors() -> Non
     assert (errors <= 2).mean() > 0.88
 
 
+def test_errors_are_larger_where_members_differ_and_the_uncertainty_says_so(tiny_space: SearchSpace) -> None:
+    """One resolution is worth 20 points and has two labels of 120: who saw one of them alone is wrong there."""
+    ratios = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        rows = tiny_space.sample_rows(2000, rng)
+        encoded, rare = tiny_space.encode_rows(rows), rows[:, 0] == 1
+        truth = 60 + encoded @ rng.normal(0, 0.3, encoded.shape[1]) + 20 * rare
+        used = np.concatenate([np.flatnonzero(~rare)[:118], np.flatnonzero(rare)[:2]])
+        ensemble = EnsemblePredictor(tiny_space, of="ridge", options={"interactions": False}, seed=seed)
+        ensemble.fit(tiny_space.from_rows(rows[used]), truth[used].tolist())
+        deviation = ensemble.predict_rows_with_uncertainty(rows)[1]
+        ratios.append(deviation[rare].mean() / deviation[~rare].mean())
+    assert np.mean(ratios) > 2.5
+
+
 def test_each_label_is_unknown_to_one_member_and_its_surprise_counts(tiny_space: SearchSpace) -> None:
     archs, accuracies = example_labels(tiny_space)
     clean = EnsemblePredictor(tiny_space, of="ridge").fit(archs, accuracies)

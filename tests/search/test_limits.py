@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -8,7 +10,7 @@ from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, Wei
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.model import Constraint, CostModel
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
-from onceforall.layers import LayerSpec
+from onceforall.layers import LayerSpec, MBConvSpec
 from onceforall.rows import Rows
 from onceforall.search.limits import Limits
 from onceforall.space import SearchSpace
@@ -34,7 +36,7 @@ class OnlySmallKernels(MACs):
     name: str = "odd MACs"
 
     def layer_cost(self, layer: LayerSpec) -> float:
-        return 1e4 * (7 - getattr(layer, "kernel", 7)) + 1
+        return 1e-4 * (7 - getattr(layer, "kernel", 7)) + 1e-8
 
 
 @pytest.fixture
@@ -50,10 +52,16 @@ def test_constraints_that_can_only_be_met_one_by_one(few: SearchSpace) -> None:
     assert not (costs <= costs.min(axis=0)).all(axis=1).any()
     for constraint in tight:
         Limits(few, [constraint])
-    with pytest.raises(InfeasibleConstraint, match="cannot be met together") as caught:
+    with pytest.raises(
+        InfeasibleConstraint, match="no sub-network that was tried meets the constraints together"
+    ) as caught:
         Limits(few, tight)
     needed = [model.cost(few.lower(caught.value.architecture)) for model in models]  # type: ignore[arg-type]
-    assert caught.value.smallest in needed
+    assert any(caught.value.smallest == pytest.approx(cost) for cost in needed)
+    # Nearest in shares of the bounds, though one of them is in units a billion times smaller than the other.
+    bounds = [constraint.bound for constraint in tight]
+    least = np.maximum(costs / bounds - 1, 0).sum(axis=1).min()
+    assert sum(max(cost / bound - 1, 0) for cost, bound in zip(needed, bounds, strict=True)) <= 1.2 * least
 
 
 def test_two_bounds_that_only_a_compromise_meets(tiny_space: SearchSpace) -> None:
@@ -75,9 +83,55 @@ def test_a_learned_cost_prices_rows_at_once_and_may_prefer_large_kernels(few: Se
     assert least < model.cost_rows(few, few.to_rows([few.smallest()]))[0]
     limits = Limits(few, [model.at_most(float(least))])
     assert limits.met(limits.anchors[limits.resolutions]).all()
-    with pytest.raises(InfeasibleConstraint, match=r"learned latency <= .* cannot be met") as caught:
+    with pytest.raises(
+        InfeasibleConstraint, match=r"learned latency <= .* is met by no .* that was found needs"
+    ) as caught:
         Limits(few, [model.at_most(0.99 * float(least))])
     assert caught.value.smallest == pytest.approx(least)
+
+
+class Valleys(CostModel):
+    """4 mJ and more where two or more kernels are 5; where all are the one that is given, 1; 10 or more elsewhere.
+
+    No change of one choice leads from elsewhere to the cheap ones.
+    """
+
+    name, unit = "energy", "mJ"
+
+    def __init__(self, kernel: int = 0) -> None:
+        self.kernel = kernel
+
+    def cost(self, layers: Sequence[LayerSpec]) -> float:
+        kernels = [layer.kernel for layer in layers if isinstance(layer, MBConvSpec)][1:]  # the first block is fixed
+        fives, sevens = kernels.count(5), kernels.count(7)
+        return 1.0 if set(kernels) == {self.kernel} else 9.0 - fives if fives > 1 else 10.0 + 2 * fives + sevens
+
+
+class Cliff(Valleys):
+    """1 mJ for five blocks of kernel 7, 10 for all others."""
+
+    def cost(self, layers: Sequence[LayerSpec]) -> float:
+        return 1.0 if sum(layer.kernel == 7 for layer in layers if isinstance(layer, MBConvSpec)) == 5 else 10.0
+
+
+@pytest.mark.parametrize(("model", "least"), [(Cliff(), 1.0), (Valleys(), 4.0)], ids=["largest", "random"])
+def test_what_the_smallest_network_does_not_lead_to_is_found(
+    model: CostModel, least: float, tiny_space: SearchSpace
+) -> None:
+    """Changes of one choice end in no cheap network, from the smallest: others need a tenth or a half of it."""
+    assert model.cost(tiny_space.lower(tiny_space.smallest())) == 10
+    limits = Limits(tiny_space, [model.at_most(6)])
+    assert limits.met(limits.anchors[limits.resolutions]).all()
+    with pytest.raises(InfeasibleConstraint, match=r"energy <= 0\.9 mJ is met by no .* that was found needs") as caught:
+        Limits(tiny_space, [model.at_most(0.9)])
+    assert caught.value.smallest == least
+    assert model.cost(tiny_space.lower(caught.value.architecture)) == least  # type: ignore[arg-type]
+
+
+def test_bounds_that_each_end_of_the_space_breaks_are_met_in_between(tiny_space: SearchSpace) -> None:
+    limits = Limits(tiny_space, [Valleys(3).at_most(7), Valleys(7).at_most(7)])
+    assert limits.resolutions
+    assert limits.met(limits.anchors[limits.resolutions]).all()
 
 
 def test_the_smallest_value_comes_with_what_reaches_it(space: SearchSpace) -> None:
