@@ -165,7 +165,7 @@ def quantisation_aware(
     """Networks for int8 budgets, by a search that knows int8 and by one that knows fp32, both measured in int8."""
     scores = scores_on(name, entry, data, folder / "aware", report)
     call, plain = scores.call, devices.by_name(name)
-    precisions = choose_precision(call, scores, plain, plain.at("int8"), full_int8=False)
+    precisions = choose_precision(call, scores, plain, plain.with_precision("int8"), full_int8=False)
     low, exporter, space = precisions.low, scores.exporter, call.space
     assert low is not None
     models: dict[str, Latency] = {}
