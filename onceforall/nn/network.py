@@ -64,9 +64,10 @@ class SubNetwork(Sequential):
     @property
     def default_cfg(self) -> dict[str, Any]:
         """What timm's models say about themselves, as far as the layers tell it."""
+        pool, first = self.specs[self._pool], self.specs[0]
         return {
-            "input_size": (self.specs[0].in_channels, *height_width(self.specs[0].in_size)),
-            "pool_size": height_width(self.specs[self._pool].in_size),
+            "input_size": (first.in_channels, *height_width(first.in_size)),
+            "pool_size": height_width(pool.in_size),
             "num_classes": self.num_classes,
             "first_conv": "0.conv",
             "classifier": f"{len(self) - 1}.linear",
