@@ -39,6 +39,11 @@ class Registry(Mapping[str, T]):
             raise InvalidConfiguration(f"{self.what} {name!r} is taken: choose another name")
         self._registered[name] = entry
 
+    @property
+    def ours(self) -> tuple[str, ...]:
+        """The names that come with the package."""
+        return tuple(self._ours)
+
     def names(self) -> tuple[str, ...]:
         """Every name: ours first, then those that code registered, then those of installed packages."""
         return tuple(dict.fromkeys((*self._ours, *self._registered, *self._plugins())))

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from onceforall.devices.device import Device
 from onceforall.errors import InvalidConfiguration
+from onceforall.registry import Registry
 
 Factory = Callable[[int, str], Device]  # of threads and precision
 
 # Modules are imported when a device of theirs is asked for, and import the runtime's package when one is made.
-_OURS = {
-    "onnxruntime": "onnxruntime:OnnxRuntimeDevice",
-    "torch": "torch:TorchDevice",
-    "torch-compiled": "torch:CompiledTorchDevice",
-    "torch-cuda": "torch:CudaTorchDevice",
-    "torch-cuda-compiled": "torch:CompiledCudaTorchDevice",
-    "openvino": "openvino:OpenVinoDevice",
-    "ncnn": "ncnn:NcnnDevice",
-    "litert": "litert:LiteRtDevice",
-    "litert-builtin": "litert:LiteRtBuiltinDevice",
-    "executorch": "executorch:ExecuTorchDevice",
-}
-NAMES = tuple(_OURS)
-
-_factories: dict[str, Factory] = {}
+_HERE = "onceforall.devices."
+DEVICES: Registry[Factory] = Registry(
+    "device",
+    "onceforall.devices",
+    {
+        "onnxruntime": f"{_HERE}onnxruntime:OnnxRuntimeDevice",
+        "torch": f"{_HERE}torch:TorchDevice",
+        "torch-compiled": f"{_HERE}torch:CompiledTorchDevice",
+        "torch-cuda": f"{_HERE}torch:CudaTorchDevice",
+        "torch-cuda-compiled": f"{_HERE}torch:CompiledCudaTorchDevice",
+        "openvino": f"{_HERE}openvino:OpenVinoDevice",
+        "ncnn": f"{_HERE}ncnn:NcnnDevice",
+        "litert": f"{_HERE}litert:LiteRtDevice",
+        "litert-builtin": f"{_HERE}litert:LiteRtBuiltinDevice",
+        "executorch": f"{_HERE}executorch:ExecuTorchDevice",
+    },
+)
+NAMES = DEVICES.ours
 
 
 def register(name: str, factory: Factory) -> None:
@@ -35,14 +38,14 @@ def register(name: str, factory: Factory) -> None:
 
     Raises InvalidConfiguration where the name is taken or cannot be one.
     """
-    if not name or "@" in name or name in names():
+    if not name or "@" in name:
         raise InvalidConfiguration(f"device {name!r}: expected a name without '@' beside {', '.join(names())}")
-    _factories[name] = factory
+    DEVICES.register(name, factory)
 
 
 def names() -> tuple[str, ...]:
-    """Every known device: ours, then the registered ones."""
-    return NAMES + tuple(_factories)
+    """Every known device: ours, the registered ones, those of installed packages."""
+    return DEVICES.names()
 
 
 def local(name: str, threads: int = 1, precision: str = "fp32") -> Device:
@@ -59,14 +62,11 @@ def local(name: str, threads: int = 1, precision: str = "fp32") -> Device:
 
 def factory(name: str) -> Factory:
     """What makes the device called `name`. Raises InvalidConfiguration."""
-    if name in _factories:
-        return _factories[name]
-    if name not in _OURS:
+    found = DEVICES.find(name)
+    if found is None:
         raise InvalidConfiguration(
             f"device {name!r}: choices are {', '.join(names())}, and RUNTIME@FOLDER to measure elsewhere"
         )
-    module, kind = _OURS[name].split(":")
-    found: Factory = getattr(importlib.import_module(f"onceforall.devices.{module}"), kind)
     return found
 
 

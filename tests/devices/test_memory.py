@@ -103,7 +103,7 @@ class Hungry(OnnxRuntimeDevice):
 def test_devices_of_others_are_measured_and_what_loading_wastes_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_factories", {})
+    monkeypatch.setattr(registry.DEVICES, "_registered", {})
     (tmp_path / "hungry_device.py").write_text(OTHERS)
     monkeypatch.syspath_prepend(tmp_path)
     hungry = importlib.import_module("hungry_device").Hungry
