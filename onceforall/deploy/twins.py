@@ -41,11 +41,17 @@ def fit_predictor(call: Call) -> tuple[MLPPredictor, PredictorQuality]:
     """The accuracy predictor, and how good it is."""
     call.report("accuracy predictor", 0, 1)
     space, seed = call.space, call.seed
-    archs, accuracies = training_pairs(call.labels)
+    archs, accuracies = _training_pairs(call)
     quality = assess(MLPPredictor(space, seed=seed), space, archs, accuracies, seed=seed)
     predictor = MLPPredictor(space, seed=seed).fit(archs, accuracies)
     call.report("accuracy predictor", 1, 1)
     return predictor, quality
+
+
+def _training_pairs(call: Call) -> tuple[list[Architecture], list[float]]:
+    """A search maximises what the predictor says: what is better is more."""
+    archs, scores = training_pairs(call.labels)
+    return archs, list(map(call.score.goal, scores))
 
 
 def latency_model(call: Call, device: Device | None, table: Latency | None) -> Latency:
