@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from onceforall.cost.analytic import MACs
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.manifest import read_manifest, score_in, value_of
-from onceforall.deploy.scoring import Score
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.verify import verify
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
@@ -23,6 +22,7 @@ from onceforall.files import read_json, write_json
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label
 from onceforall.report import tables
+from onceforall.tasks import Score
 
 
 class Halves:
