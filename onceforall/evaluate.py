@@ -38,17 +38,17 @@ def top1(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
 
 def measure(supernet: Trainable, arch: Architecture, data: Data, split: Split) -> float:
     """The measured score of a sub-network on a split, after recalibration: of the data's task, in its unit."""
-    network = specialised(supernet, arch, data)
+    network = ready(supernet, arch, data)
     return task_of(data).evaluate(network, data.batches(split, arch.resolution, _batch_size(supernet, arch)))
 
 
 def measure_top1(supernet: Trainable, arch: Architecture, data: Data, split: Split) -> float:
     """Measured top-1 (percent) of a sub-network on a split, after recalibration; of classifiers."""
-    network = specialised(supernet, arch, data)
+    network = ready(supernet, arch, data)
     return top1(network, data.batches(split, arch.resolution, _batch_size(supernet, arch)))
 
 
-def specialised(supernet: Trainable, arch: Architecture, data: Data) -> SubNetwork:
+def ready(supernet: Trainable, arch: Architecture, data: Data) -> SubNetwork:
     """The extracted network with batch norm recalibrated on the calibration images and folded away.
 
     In evaluation mode and channels_last: for measuring and exporting, not for training. Where the
@@ -119,7 +119,7 @@ class Evaluator:
             self._shared = None  # first, to make room
             self._shared = self._share(arch, key)
         if self._shared.outputs is None:
-            network = specialised(self.supernet, arch, self.data).to(self.dtype)
+            network = ready(self.supernet, arch, self.data).to(self.dtype)
             return self.task.evaluate(network, self._images(arch))
         calibration, measured = self._shared.outputs
         rest = self._parts(arch)[1]

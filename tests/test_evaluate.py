@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from onceforall import evaluate
 from onceforall.data.dataset import ImageData
 from onceforall.errors import InvalidConfiguration
-from onceforall.evaluate import Evaluator, measure, measure_top1, specialised, top1
+from onceforall.evaluate import Evaluator, measure, measure_top1, ready, top1
 from onceforall.nn.calibrate import calibrate
 from onceforall.nn.subnet import channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet
@@ -36,30 +36,30 @@ def test_top1_is_the_percentage_of_right_answers_over_batches_of_any_size() -> N
     assert top1(Echo(), batches) == 50.0
 
 
-def test_a_specialised_network_is_folded_in_evaluation_mode_and_channels_last(
+def test_a_network_made_ready_is_folded_in_evaluation_mode_and_channels_last(
     tiny_supernet: Supernet, tiny_data: ImageData
 ) -> None:
-    network = specialised(tiny_supernet, tiny_supernet.space.largest(), tiny_data)
+    network = ready(tiny_supernet, tiny_supernet.space.largest(), tiny_data)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     assert not any(module.training for module in network.modules())
     stem = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
     assert stem.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_specialised_network_computes_what_the_calibrated_one_does(
+def test_a_network_made_ready_computes_what_the_calibrated_one_does(
     tiny_supernet: Supernet, tiny_data: ImageData
 ) -> None:
     arch = tiny_supernet.space.smallest()
     images = tiny_data.images("test", arch.resolution)
     calibrated = calibrate(tiny_supernet.extract(arch), tiny_data.calibration(arch.resolution))
-    assert_close(specialised(tiny_supernet, arch, tiny_data)(images), calibrated(images), rtol=1e-4, atol=1e-4)
+    assert_close(ready(tiny_supernet, arch, tiny_data)(images), calibrated(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("split", ["label", "test"])
 def test_measured_top1_is_that_of_the_named_split(tiny_supernet: Supernet, tiny_data: ImageData, split: str) -> None:
     arch = tiny_supernet.space.largest()
     images, labels = tiny_data.images(split, arch.resolution), tiny_data.labels(split)  # type: ignore[arg-type]
-    answers = specialised(tiny_supernet, arch, tiny_data)(images).argmax(1)
+    answers = ready(tiny_supernet, arch, tiny_data)(images).argmax(1)
     expected = 100 * (answers == labels).double().mean().item()
     assert measure_top1(tiny_supernet, arch, tiny_data, split) == pytest.approx(expected)  # type: ignore[arg-type]
 
@@ -126,7 +126,7 @@ def test_what_is_too_large_to_hold_at_once_passes_batch_by_batch_and_measures_th
     monkeypatch.setattr(evaluate, "ONE_BATCH", 7 * evaluate._peak(supernet, arch))
     monkeypatch.setattr(ImageData, "batches", observed)
     monkeypatch.setattr(ImageData, "calibration", None)  # which would hold all of them
-    assert_close(specialised(supernet, arch, data)(images), expected, rtol=1e-5, atol=1e-5)
+    assert_close(ready(supernet, arch, data)(images), expected, rtol=1e-5, atol=1e-5)
     assert measure_top1(supernet, arch, data, "label") == pytest.approx(score, abs=100 / 60)
     assert Evaluator(supernet, data, "label").score(arch) == pytest.approx(score, abs=100 / 60)
     assert set(sizes) == {7, 60 % 7, 30 % 7}

@@ -19,7 +19,7 @@ from onceforall.data.dataset import Data
 from onceforall.devices.measure import describe_machine, session_options
 from onceforall.devices.onnx import INPUT, to_onnx
 from onceforall.devices.torch import pinned
-from onceforall.evaluate import specialised
+from onceforall.evaluate import ready
 from onceforall.files import write_atomically, write_json
 from onceforall.layers import MBConvSpec, layer_from_json
 from onceforall.nn.subnet import build, channels_last, fold_batch_norm
@@ -44,7 +44,7 @@ def measure_bundle(folder: str | Path, supernet: Supernet, data: Data, *, thread
     with tempfile.TemporaryDirectory() as temporary:
         separate = Path(temporary)
         for name, arch in architectures.items():
-            plain = specialised(supernet, arch, data).cpu()
+            plain = ready(supernet, arch, data).cpu()
             write_tensors(separate / f"{name}.safetensors", plain.state_dict(), {})
             write_atomically(separate / f"{name}.onnx", to_onnx(plain, image_shape(arch)))
         measured = {

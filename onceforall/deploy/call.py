@@ -9,12 +9,12 @@ from pathlib import Path
 from onceforall.architecture import Architecture
 from onceforall.data.dataset import Data
 from onceforall.deploy.exporting import Exporter
-from onceforall.deploy.scoring import Score, score_of
 from onceforall.deploy.steps import FinishedSteps
 from onceforall.devices.device import Device
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label
 from onceforall.space import SearchSpace
+from onceforall.tasks import Score, task_of
 
 Report = Callable[[str, int, int], None]  # of a step, how much of it is done, and of how much
 
@@ -43,7 +43,7 @@ class Call:
     @property
     def score(self) -> Score:
         """What networks are judged by."""
-        return score_of(self.data)
+        return task_of(self.data).score
 
 
 class LabelScores:
@@ -51,7 +51,7 @@ class LabelScores:
 
     def __init__(self, call: Call, exporter: Exporter) -> None:
         self.call, self.exporter = call, exporter
-        self._known = {label.architecture: label.top1 for label in call.labels}
+        self._known = {label.architecture: label.score for label in call.labels}
 
     def known(self, arch: Architecture) -> float | None:
         """Of the supernet's weights in fp32, where it was labelled or asked for before."""

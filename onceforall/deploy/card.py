@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from onceforall.deploy.manifest import Exported, Number, Specialized, read_manifest, score_in
-from onceforall.deploy.scoring import TOP1, Score
 from onceforall.files import write_atomically
+from onceforall.tasks import CLASSIFICATION, Score
 
 FEW = 20  # classes whose names a card lists; manifest.json has those of any number
 
@@ -22,7 +22,7 @@ def write_card(folder: Path) -> None:
 def _lines(manifest: dict[str, Any], networks: Sequence[Specialized]) -> Iterable[str]:
     device, data, supernet, score = manifest["device"], manifest["data"], manifest["supernet"], score_in(manifest)
     largest = networks[0].architecture
-    what = "Image classifiers" if score == TOP1 else "Networks"
+    what = "Image classifiers" if score == CLASSIFICATION.score else "Networks"
     name = supernet.get("name") or "A supernet"
     yield f"# {name}, specialised for {device['name']}" if device else f"# {name}, specialised"
     yield ""

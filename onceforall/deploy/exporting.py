@@ -17,14 +17,14 @@ from onceforall.architecture import Architecture
 from onceforall.data.dataset import Data, Split
 from onceforall.deploy.exports import DeviceExport, Export
 from onceforall.deploy.manifest import Exported, File
-from onceforall.deploy.scoring import evaluate
 from onceforall.devices.device import Device, Files, Images, Session, Shape
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
-from onceforall.evaluate import specialised
+from onceforall.evaluate import ready
 from onceforall.files import sha256
 from onceforall.nn.network import SubNetwork
 from onceforall.nn.supernet import Trainable
 from onceforall.profiling.measuring import image_shape
+from onceforall.tasks import task_of
 
 PARITY = 1e-4  # largest difference of an fp32 export's logits from torch's, relative to the largest logit
 CALIBRATING = 128  # calibration images that set the ranges of a quantised network
@@ -61,7 +61,7 @@ class Exporter:
     def plain(self, arch: Architecture) -> SubNetwork:
         """The network in torch on the processor, fp32: recalibrated, batch norm folded."""
         if arch not in self._plain:
-            self._plain[arch] = specialised(self.source, arch, self.data).cpu()
+            self._plain[arch] = ready(self.source, arch, self.data).cpu()
         return self._plain[arch]
 
     def convert(self, arch: Architecture, device: Device) -> Files:
@@ -80,7 +80,7 @@ class Exporter:
 
     def in_torch(self, arch: Architecture, split: Split) -> float:
         """The score of a sub-network in torch, fp32, on all images of a split."""
-        return evaluate(self.data, self.plain(arch), self.data.batches(split, arch.resolution))
+        return task_of(self.data).evaluate(self.plain(arch), self.data.batches(split, arch.resolution))
 
     def judge(self, arch: Architecture, device: Device, files: Files, split: Split) -> Judged:
         """The score of files in their runtime on all images of a split, and how they differ from torch's fp32."""
@@ -122,7 +122,7 @@ def run_files(
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         network = _Files(device, files, shape, pool)
-        score = evaluate(data, network, batches)
+        score = task_of(data).evaluate(network, batches)
     return score, np.concatenate(network.outputs)
 
 

@@ -12,10 +12,10 @@ from onceforall.deploy.exporting import read_files
 from onceforall.deploy.exports import Export
 from onceforall.deploy.manifest import Exported, Number, Specialized, value_of
 from onceforall.deploy.precision import Precisions
-from onceforall.deploy.scoring import TOP1, Score
 from onceforall.devices.device import Device
 from onceforall.devices.timing import time_turns
 from onceforall.profiling.measuring import WHOLE, image_shape, summarise
+from onceforall.tasks import CLASSIFICATION, Score
 
 Targets = Mapping[tuple[str, str], Export]  # by name and precision
 TimedExport = tuple[Specialized, Exported, Device]
@@ -73,7 +73,9 @@ def time_exports(call: Call, scores: LabelScores, exports: Sequence[TimedExport]
     return [summarise(row) for row in ms]
 
 
-def export_to_use(network: Specialized, precisions: Precisions, max_drop: float, score: Score = TOP1) -> int:
+def export_to_use(
+    network: Specialized, precisions: Precisions, max_drop: float, score: Score = CLASSIFICATION.score
+) -> int:
     """Within the budget and accurate enough, the fastest; else the best within the budget. The place of the export."""
     if precisions.target is None:
         return 0

@@ -17,11 +17,11 @@ from onceforall import serial
 from onceforall.architecture import Architecture
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency
-from onceforall.deploy.scoring import TOP1, Score
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
 from onceforall.files import read_json_object
 from onceforall.predict.accuracy import PredictorQuality
 from onceforall.predict.labels import Label
+from onceforall.tasks import CLASSIFICATION, Score
 
 Role = Literal["largest", "searched", "uniform", "given"]
 Kind = Literal["measured", "predicted"]
@@ -319,4 +319,4 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Specialized]]:
 def score_in(manifest: Mapping[str, Any]) -> Score:
     """What a manifest's scores are: top-1 in those of format 3. Raises IncompatibleCheckpoint."""
     said = manifest.get("score")
-    return serial.from_json(Score, said, "a score", IncompatibleCheckpoint) if said else TOP1
+    return serial.from_json(Score, said, "a score", IncompatibleCheckpoint) if said else CLASSIFICATION.score

@@ -41,7 +41,7 @@ def fit_predictor(call: Call) -> tuple[MLPPredictor, PredictorQuality]:
     """The accuracy predictor, and how good it is."""
     call.report("accuracy predictor", 0, 1)
     space, seed = call.space, call.seed
-    archs, accuracies = training_pairs(call.labels)
+    archs, accuracies = training_pairs(call.labels, call.score)
     quality = assess(MLPPredictor(space, seed=seed), space, archs, accuracies, seed=seed)
     predictor = MLPPredictor(space, seed=seed).fit(archs, accuracies)
     call.report("accuracy predictor", 1, 1)
@@ -87,7 +87,7 @@ def check_precision(table: Latency, precision: str) -> None:
 
 def changes(call: Call, scores: LabelScores, device: Device, count: int) -> tuple[list[Architecture], list[float]]:
     """Labelled sub-networks, spread over their scores, and by how much a device makes their label score better."""
-    order = np.argsort([label.top1 for label in call.labels])
+    order = np.argsort([label.score for label in call.labels])
     spread = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
     chosen = [call.labels[index].architecture for index in spread]
     found, goal = [], call.score.goal

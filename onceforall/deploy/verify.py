@@ -29,7 +29,6 @@ from onceforall.deploy.manifest import (
     score_in,
     value_of,
 )
-from onceforall.deploy.scoring import Score
 from onceforall.devices.device import Device, Files
 from onceforall.devices.memory import measure_memory
 from onceforall.devices.timing import time_turns
@@ -37,6 +36,7 @@ from onceforall.errors import BrokenClaim, InvalidConfiguration, OFAError
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import load_predictor
 from onceforall.profiling.measuring import WHOLE, image_shape, summarise
+from onceforall.tasks import Score
 
 SAME_SCORE = 0.05  # points, of the same version of a runtime
 OTHER_SCORE = 0.3  # of another

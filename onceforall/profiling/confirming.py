@@ -12,7 +12,7 @@ from onceforall.data.dataset import Data
 from onceforall.devices import by_name
 from onceforall.devices.device import Device
 from onceforall.errors import InvalidConfiguration
-from onceforall.evaluate import measure_top1
+from onceforall.evaluate import measure
 from onceforall.nn.supernet import Supernet
 from onceforall.profiling.measuring import measure_latency, whole_network
 from onceforall.search.confirm import Confirmation, confirm
@@ -55,6 +55,6 @@ def confirm_on_device(
         return [timing.median for timing in measure_latency(device, [whole_network(space, a) for a in architectures])]
 
     def score(architectures: Sequence[Architecture]) -> list[float]:
-        return [measure_top1(supernet, architecture, data, "label") for architecture in architectures]
+        return [measure(supernet, architecture, data, "label") for architecture in architectures]
 
     return confirm(space, accuracy, result, constraints, latency, score, top=top)

@@ -33,7 +33,7 @@ def front(result: Specialization, space: SearchSpace, path: Path) -> None:
         layers = [space.lower(label.architecture) for label in result.labels]
         costs = [result.table.cost(each) if result.table and timed else macs(each) / 1e6 for each in layers]
         text = f"{len(costs)} labelled sub-networks (label images{told})"
-        axes.scatter(costs, [label.top1 for label in result.labels], s=8, color="0.8", label=text)
+        axes.scatter(costs, [label.score for label in result.labels], s=8, color="0.8", label=text)
     for role, marker, color, line in STYLES:
         points = sorted((across(n), n.measured_score) for n in result.networks if n.role == role)
         if points:

@@ -23,7 +23,7 @@ from torch import nn
 from onceforall.checkpoint import load_supernet, save_network, save_supernet
 from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
-from onceforall.evaluate import measure, specialised
+from onceforall.evaluate import measure, ready
 from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.sizes import Size
@@ -252,5 +252,5 @@ class _Teachers:
         if resolution not in self._built:
             supernet = load_supernet(self.path).to(self._run.processes.device)
             largest = supernet.space.restrict(resolutions=[resolution]).largest()
-            self._built[resolution] = specialised(supernet, largest, self._run.data)
+            self._built[resolution] = ready(supernet, largest, self._run.data)
         return self._built[resolution]

@@ -17,7 +17,7 @@ from onceforall.deploy.specialize import specialize
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.devices.timing import time_turns
 from onceforall.errors import InfeasibleConstraint, UnwritableOutput
-from onceforall.evaluate import measure_top1, specialised
+from onceforall.evaluate import measure_top1, ready
 from onceforall.files import sha256
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label
@@ -157,7 +157,7 @@ def test_the_exported_file_alone_gives_the_same_logits(
     session = onnxruntime.InferenceSession(
         str(result[1] / network.export.files[0].path), providers=["CPUExecutionProvider"]
     )
-    plain = specialised(supernet, network.architecture, tiny_data)
+    plain = ready(supernet, network.architecture, tiny_data)
     with torch.inference_mode():
         expected = plain(images[:1]).numpy()
     np.testing.assert_allclose(session.run(None, {"image": images[:1].contiguous().numpy()})[0], expected, atol=1e-4)

@@ -27,7 +27,6 @@ from onceforall.cost.features import features, layer_features
 from onceforall.cost.latency import unique_layers
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.manifest import read_manifest, value_of
-from onceforall.deploy.scoring import TOP1
 from onceforall.deploy.verify import verify
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.files import sha256, write_json
@@ -36,6 +35,7 @@ from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label
 from onceforall.predict.sampling import plan
 from onceforall.space import SearchSpace
+from onceforall.tasks import CLASSIFICATION
 from onceforall.training.recipe import Recipe
 
 OLD = Path(__file__).with_name("v0_1_0")
@@ -532,7 +532,7 @@ def test_a_manifest_is_read() -> None:
     found = [[n.role, n.budget, n.architecture.to_json(), n.macs, n.params] for n in networks]
     assert written(found) == NUMBERS["specialized"]["networks"][: len(found)]
     for network, old in zip(networks, manifest["networks"], strict=True):
-        new = written(network.to_json(TOP1))
+        new = written(network.to_json(CLASSIFICATION.score))
         assert {key: new[key] for key in old.keys() - {"exports", "standalone"}} == {
             key: value for key, value in old.items() if key not in ("exports", "standalone")
         }

@@ -23,7 +23,7 @@ from onceforall.checkpoint import load_network, load_supernet, read_tensors
 from onceforall.data import dataset
 from onceforall.data.dataset import ImageData
 from onceforall.errors import InvalidConfiguration, UnwritableOutput
-from onceforall.evaluate import specialised
+from onceforall.evaluate import ready
 from onceforall.files import as_json, read_json, read_jsonl
 from onceforall.nn.supernet import Network, Supernet, Trainable
 from onceforall.space import SearchSpace
@@ -536,7 +536,7 @@ def test_the_gradient_of_a_step_is_that_of_its_objective(
             teacher = None
             if phase.teacher == "frozen":
                 first = load_supernet(tmp_path / "teacher.safetensors")
-                teacher = specialised(first, largest, few_data)(part.images).detach()
+                teacher = ready(first, largest, few_data)(part.images).detach()
             elif phase.teacher == "in_place":
                 teacher = part.logits[0].detach()
             own, *others = objectives(recipe, phase, part.logits, part.labels, teacher)
@@ -588,11 +588,11 @@ def test_a_frozen_teacher_runs_once_a_step_and_chunk(
 
     def observed(supernet: Trainable, arch: Architecture, data: ImageData) -> nn.Module:
         built.append(arch)
-        network = specialised(supernet, arch, data)
+        network = ready(supernet, arch, data)
         network.register_forward_hook(lambda module, inputs, output: taught.append(output))
         return network
 
-    monkeypatch.setattr(trainer, "specialised", observed)
+    monkeypatch.setattr(trainer, "ready", observed)
     phases = Phase("full", 1, 0.02), Phase("taught", 2, 0.02, open=OPEN, teacher="frozen", subnets=4)
     train(Supernet(tiny_space), few_data, Recipe("taught", phases, 30, batch_norm_size=10), tmp_path)
     assert len(taught) == 2 * 3 * 3
