@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onceforall.deploy.exports import Export
-
 from onceforall.devices.device import Images, Shape
 from onceforall.devices.onnx import to_onnx
 from onceforall.files import write_atomically

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onceforall.training.samplers import Members, Sampler
 from torch import Tensor
 
 from onceforall.architecture import Architecture
 from onceforall.training.losses import LogitLoss
 from onceforall.training.recipe import OPEN, Phase, Recipe
+from onceforall.training.samplers import Members, Sampler
 
 
 @dataclass(frozen=True)
