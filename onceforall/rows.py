@@ -270,7 +270,7 @@ class Populations(Choices):
         return [*range(self.gene_columns.start, self.gene_columns.stop), *silent, *self._places[WIDTH], 0]
 
     @cached_property
-    def encoded_choices(self) -> tuple[tuple[str, int, int, float], ...]:
+    def encoded_choices(self) -> tuple[tuple[str, int, int, Any], ...]:
         """What each feature of an encoding stands for: (what, unit, index in the unit, the choice)."""
         keys = list(self.columns)
         return tuple((*keys[c], choice) for c in self._encoded_columns for choice in self.columns[keys[c]])

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # TODO: rectangles everywhere
-    Size = Any
-else:
-    Size = int | tuple[int, int]
+Size = int | tuple[int, int]
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
@@ -42,3 +37,14 @@ def strided_size(size: Size, stride: int) -> Size:
 def said(size: Size) -> str:
     """As keys and messages say it: "224", or "224x160" (height x width)."""
     return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
+
+
+def side(size: Size) -> float:
+    """The side (px) of a square image of as many pixels: the number itself where it is one."""
+    return size if isinstance(size, int) else pixels(size) ** 0.5
+
+
+def parsed(text: str) -> Size:
+    """The inverse of `said`. Raises ValueError."""
+    height, _, width = text.partition("x")
+    return (int(height), int(width)) if width else int(height)

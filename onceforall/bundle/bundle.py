@@ -36,6 +36,7 @@ from onceforall.nn.plain import ConvNormAct
 from onceforall.nn.subnet import build, channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet
 from onceforall.profiling.measuring import image_shape
+from onceforall.sizes import Size
 from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.bundle/1"
@@ -176,10 +177,9 @@ class Bundle:
         return tuple(self._networks)
 
     @property
-    def resolution(self) -> int:
+    def resolution(self) -> Size:
         """Image size (px) of the sub-network in use."""
-        resolution: int = self.architecture.resolution
-        return resolution
+        return self.architecture.resolution
 
     @property
     def architecture(self) -> Architecture:

@@ -26,6 +26,7 @@ from onceforall.nn.subnet import build, channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet
 from onceforall.process import run_python
 from onceforall.profiling.measuring import image_shape
+from onceforall.sizes import height_width
 
 SWITCHES = 15  # of each sub-network
 
@@ -113,7 +114,7 @@ def _switches(bundle: Bundle, names: tuple[str, ...]) -> dict[str, float]:
     images = {name: torch.zeros(1) for name in names}
     for name in names:
         bundle.use(name)
-        images[name] = torch.randn(1, 3, bundle.resolution, bundle.resolution)
+        images[name] = torch.randn(1, 3, *height_width(bundle.resolution))
         bundle(images[name])
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(SWITCHES):
@@ -143,7 +144,7 @@ def report_memory() -> None:
     torch.set_num_threads(int(threads))
     networks = read_manifest(Path(folder))["networks"]
     sizes = {name: Architecture.from_json(entry["architecture"]).resolution for name, entry in networks.items()}
-    images = {name: torch.zeros(1, 3, size, size) for name, size in sizes.items()}
+    images = {name: torch.zeros(1, 3, *height_width(size)) for name, size in sizes.items()}
     with torch.device("meta"):  # what torch imports for this is tens of MB
         warm = fold_batch_norm(build([MBConvSpec(32, 3, 24, 16, 5, 1, "h_swish", 8, shortcut=False)]))
     warm = channels_last(warm.to_empty(device="cpu"))

@@ -16,6 +16,7 @@ from onceforall.cost.validation import Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.files import read_json_object, write_json
 from onceforall.layers import LayerSpec
+from onceforall.sizes import Size, parsed, said, side
 from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.latency/1"
@@ -121,7 +122,7 @@ class LatencyTable(AdditiveCost):
 class LatencyTables(CostModel):
     """One latency table for each input resolution (px), as some devices were measured."""
 
-    tables: Mapping[int, LatencyTable]
+    tables: Mapping[Size, LatencyTable]
     name: str = field(default="latency", init=False)
     unit: str = field(default="ms", init=False)
     kind = "predicted"
@@ -130,11 +131,11 @@ class LatencyTables(CostModel):
         if not self.tables:
             raise InvalidConfiguration("latency tables by resolution: expected at least one")
 
-    def at(self, resolution: int) -> LatencyTable:
+    def at(self, resolution: Size) -> LatencyTable:
         """The table of a resolution. Raises OutOfDomain where there is none."""
         if resolution not in self.tables:
-            known = ", ".join(map(str, sorted(self.tables)))
-            raise OutOfDomain(f"no latency table for {resolution} px: there are tables for {known} px")
+            known = ", ".join(map(said, sorted(self.tables, key=side)))
+            raise OutOfDomain(f"no latency table for {said(resolution)} px: there are tables for {known} px")
         return self.tables[resolution]
 
     def cost(self, layers: Sequence[LayerSpec]) -> float:
@@ -143,7 +144,7 @@ class LatencyTables(CostModel):
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes equal tables."""
-        tables = {str(resolution): table.to_json() for resolution, table in self.tables.items()}
+        tables = {said(resolution): table.to_json() for resolution, table in self.tables.items()}
         return {"format": FORMAT_BY_RESOLUTION, "tables": tables}
 
     @classmethod
@@ -154,7 +155,7 @@ class LatencyTables(CostModel):
                 f"latency tables of format {value.get('format')!r}: expected {FORMAT_BY_RESOLUTION!r}"
             )
         try:
-            return cls({int(size): LatencyTable.from_json(table) for size, table in value["tables"].items()})
+            return cls({parsed(size): LatencyTable.from_json(table) for size, table in value["tables"].items()})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidConfiguration(f"not latency tables: {error}") from error
 

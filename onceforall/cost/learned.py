@@ -28,6 +28,7 @@ from onceforall.cost.validation import Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.files import write_json
 from onceforall.layers import LayerSpec
+from onceforall.sizes import Size, said, side
 
 FORMAT = "onceforall.learned-latency/1"
 FEWEST = 5
@@ -58,7 +59,7 @@ class LearnedLatency(SummedCost):
     inputs: Matrix
     measured: Matrix
     offsets: Matrix
-    resolutions: tuple[int, int]
+    resolutions: tuple[float, float]
     kernel: Kernel
     base: Base | None = None
     line: tuple[float, float] = (1.0, 0.0)
@@ -85,7 +86,7 @@ class LearnedLatency(SummedCost):
             raise InvalidConfiguration(
                 f"{len(networks)} networks and {len(truth)} latencies: expected at least {FEWEST} of each, all above 0"
             )
-        sizes = [input_size(layers) for layers in networks]
+        sizes = [side(input_size(layers)) for layers in networks]
         inputs = np.stack([features(layers) for layers in networks])
         if not inputs[:, FEWEST_FEATURES:].any():
             inputs = inputs[:, :FEWEST_FEATURES]
@@ -101,12 +102,12 @@ class LearnedLatency(SummedCost):
         model = replace(model, inputs=inputs[kept], measured=truth[kept], offsets=model.offsets[kept])
         return replace(model, kernel=model._likeliest())
 
-    def parts_at(self, resolution: int) -> tuple[Callable[[LayerSpec], Matrix], Matrix]:
+    def parts_at(self, resolution: Size) -> tuple[Callable[[LayerSpec], Matrix], Matrix]:
         """Sums over layers: the features, and last the base or MMACs. Raises OutOfDomain."""
         least, most = self.resolutions
-        if not least <= resolution <= most:
+        if not least <= side(resolution) <= most:
             raise OutOfDomain(
-                f"{resolution} px: this latency was learnt from networks of {least} to {most} px; "
+                f"{said(resolution)} px: this latency was learnt from networks of {least} to {most} px; "
                 "measure some at that size"
             )
         local = self.base.at(resolution) if self.base else None
@@ -116,7 +117,7 @@ class LearnedLatency(SummedCost):
 
         return part, np.append(np.zeros(len(NAMES)), local.constant if local else 0.0)
 
-    def of_sums(self, sums: Matrix, resolutions: NDArray[np.int64]) -> Matrix:
+    def of_sums(self, sums: Matrix, sides: Matrix) -> Matrix:
         """Milliseconds [n] of networks from their sums [n, features + 1]."""
         points = self._standardised(sums[:, :-1])
         _, mean, spread = self._targets
@@ -227,7 +228,7 @@ class LearnedLatency(SummedCost):
                 raise InvalidConfiguration(
                     f"{inputs.shape} inputs and {measured.shape} latencies: not a learned latency"
                 )
-            least, most = map(int, value["resolutions"])
+            least, most = map(_number, value["resolutions"])
             linear, smooth, length, noise = map(float, value["kernel"])
             scale, constant = map(float, value["line"])
             return cls(
@@ -279,3 +280,8 @@ def _kernel(kernel: Kernel, a: Matrix, b: Matrix) -> Matrix:
 def _noisy(covariance: Matrix, kernel: Sequence[float] | Matrix) -> Matrix:
     covariance[np.diag_indices_from(covariance)] += np.exp(kernel[3]) + 1e-6
     return covariance
+
+
+def _number(value: Any) -> float:
+    """A number of JSON; a whole one stays whole."""
+    return value if isinstance(value, int) else float(value)

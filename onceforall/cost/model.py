@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.layers import LayerSpec, LinearSpec
 from onceforall.rows import Rows
-from onceforall.sizes import said
+from onceforall.sizes import Size, side
 from onceforall.space import SearchSpace
 
 
@@ -32,7 +32,7 @@ class CostModel(ABC):
     def cost(self, layers: Sequence[LayerSpec]) -> float:
         """Cost of a network, in `unit`."""
 
-    def at(self, resolution: int) -> AdditiveCost | None:
+    def at(self, resolution: Size) -> AdditiveCost | None:
         """The additive cost that this model is for networks of one input resolution (px); None where it is not."""
         return None
 
@@ -54,7 +54,7 @@ class AdditiveCost(CostModel):
 
     constant: float = 0.0
 
-    def at(self, resolution: int) -> AdditiveCost:
+    def at(self, resolution: Size) -> AdditiveCost:
         return self
 
     @abstractmethod
@@ -69,12 +69,12 @@ class SummedCost(CostModel):
     """A function of several sums over layers: a search can gather those from a table."""
 
     @abstractmethod
-    def parts_at(self, resolution: int) -> tuple[Callable[[LayerSpec], NDArray[np.float64]], NDArray[np.float64]]:
+    def parts_at(self, resolution: Size) -> tuple[Callable[[LayerSpec], NDArray[np.float64]], NDArray[np.float64]]:
         """At an input resolution (px): what a layer adds to the sums, and where they begin, [sums] each."""
 
     @abstractmethod
-    def of_sums(self, sums: NDArray[np.float64], resolutions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Costs [n] of networks, in `unit`, from their sums [n, sums] and input resolutions (px) [n]."""
+    def of_sums(self, sums: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Costs [n] of networks, in `unit`, from their sums [n, sums] and the sides (px) of their images [n]."""
 
     def costs(self, networks: Sequence[Sequence[LayerSpec]]) -> NDArray[np.float64]:
         """Costs of networks, in `unit`, shape [n]."""
@@ -85,19 +85,17 @@ class SummedCost(CostModel):
         for layers, size in zip(networks, sizes, strict=True):
             part, begin = self.parts_at(size)
             sums.append(begin + np.sum([part(layer) for layer in layers], axis=0))
-        return self.of_sums(np.stack(sums), np.array(sizes))
+        return self.of_sums(np.stack(sums), np.array(list(map(side, sizes)), float))
 
     def cost(self, layers: Sequence[LayerSpec]) -> float:
         return float(self.costs([layers])[0])
 
 
-def input_size(layers: Sequence[LayerSpec]) -> int:
+def input_size(layers: Sequence[LayerSpec]) -> Size:
     """The input resolution (px) of a network, which its first layer reads. Raises OutOfDomain where that is none."""
     first = layers[0]
     if isinstance(first, LinearSpec):
         raise OutOfDomain(f"layer {first.key} reads no image: give the layers of a whole network")
-    if not isinstance(first.in_size, int):
-        raise OutOfDomain(f"images of {said(first.in_size)} px: costs by input resolution know square images")
     return first.in_size
 
 

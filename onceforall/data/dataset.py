@@ -139,7 +139,7 @@ class ImageData:
     std: tuple[float, float, float]
     spread: bool = True
     classes: tuple[str, ...] = ()
-    _prepared: dict[tuple[Split, int], Tensor] = field(default_factory=dict, repr=False)
+    _prepared: dict[tuple[Split, Size], Tensor] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):

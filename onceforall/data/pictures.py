@@ -96,7 +96,7 @@ class PictureData:
     # 96 channels of 112 x 112 px, as in a MobileNetV3 at 224 px, take 2.4 GB for 500.
     calibration_images: int = 500
     start_method: Literal["fork", "forkserver", "spawn"] | None = None
-    _kept: dict[tuple[Split, int], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _kept: dict[tuple[Split, Size], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.test):

@@ -122,7 +122,7 @@ def architecture_of(space: SearchSpace, layers: Sequence[LayerSpec]) -> Architec
 
 
 def _genes(
-    space: SearchSpace, resolution: int, u: int, layers: Sequence[LayerSpec], own: int, before: int
+    space: SearchSpace, resolution: Size, u: int, layers: Sequence[LayerSpec], own: int, before: int
 ) -> list[tuple[Gene, ...]]:
     """The genes of a unit at each of its depths for which the first of the layers are its blocks.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onceforall.choices import DEPTH
 from onceforall.rows import RESOLUTION
-from onceforall.sizes import Size
+from onceforall.sizes import side
 from onceforall.space import SearchSpace
 
 
@@ -37,11 +37,6 @@ def totals(space: SearchSpace) -> NDArray[np.float64]:
         if (what, unit) in counting:
             matrix[feature, columns[DEPTH, unit]] = 1
     return matrix
-
-
-def side(size: Size) -> float:
-    """The side (px) of a square image of as many pixels."""
-    return float(size) if isinstance(size, int) else float(np.sqrt(np.prod(size)))
 
 
 class Standard(NamedTuple):

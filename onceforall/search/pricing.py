@@ -14,7 +14,7 @@ from onceforall.choices import WIDTH
 from onceforall.cost.model import CostModel, PeakCost, SummedCost
 from onceforall.layers import LayerSpec
 from onceforall.rows import Rows
-from onceforall.sizes import Size
+from onceforall.sizes import Size, side
 from onceforall.space import SearchSpace
 
 Pricer = Callable[[Rows], NDArray[np.float64]]
@@ -85,12 +85,12 @@ class SumTable(Parts):
 
     def __init__(self, space: SearchSpace, model: SummedCost) -> None:
         super().__init__(space, lambda resolution: _sums_of_parts(model, resolution))
-        self.model, self._sizes = model, np.array(space.resolutions)
+        self.model, self._sides = model, np.array(list(map(side, space.resolutions)), float)
 
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
         """Cost of each row."""
         stem, head, blocks = self.gather(rows)
-        return self.model.of_sums(stem + head + blocks.sum(axis=1), self._sizes[rows[:, 0]])
+        return self.model.of_sums(stem + head + blocks.sum(axis=1), self._sides[rows[:, 0]])
 
 
 class PriceTable(Parts):
