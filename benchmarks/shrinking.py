@@ -39,7 +39,8 @@ from onceforall.data.cifar10 import cifar10
 from onceforall.files import read_json, read_jsonl, write_json
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import FirstBlock, InvertedResidualSpace, Stage
-from onceforall.training.recipe import Recipe
+from onceforall.training import samplers
+from onceforall.training.schedule import Recipe
 from onceforall.training.trainer import Precision
 
 RESULTS = Path(__file__).parent / "results" / "shrinking"
@@ -105,7 +106,7 @@ class Scale:
                 lambda phase: replace(phase, learning_rate=max(phase.learning_rate, 0.06))
             ),
             "shrinking, sandwich sampling": changed(
-                lambda phase: replace(phase, sampler="sandwich" if phase.subnets > 1 else "uniform")
+                lambda phase: replace(phase, sampler=samplers.Sandwich() if phase.subnets > 1 else samplers.Random())
             ),
             "sandwich, alpha": recipes.sandwich(self.sandwich, loss="alpha", **OPTIONS),
             "sandwich, no clipping": replace(sandwich, clip_norm=0.0),

@@ -247,9 +247,9 @@ def test_images_first_asked_for_in_inference_mode_are_fit_for_training(tiny_data
 # What is kept in memory
 
 
-@pytest.mark.parametrize("bound", [0, 6 * 3 * 16 * 4, 1 << 30])
+@pytest.mark.parametrize("bound", [0, 10 * 3 * 16 * 4, 1 << 30])
 def test_no_more_images_are_kept_than_fit_and_batches_are_the_same(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 100 images, 10 label and 5 calibrate; of 4 px, 6 of them take the second bound."""
+    """Of 100 images, 10 label and 5 calibrate; of 4 px, ten take the second bound, and 7 are for the test."""
     whole = data_of(100, size=8)
     expected = {(split, side): list(whole.batches(split, side, 4)) for split in SPLITS for side in (4, 8)}
     data = replace(whole, _prepared={})
