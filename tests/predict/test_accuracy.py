@@ -184,6 +184,11 @@ def test_errors_are_larger_where_members_differ_and_the_uncertainty_says_so(tiny
     assert np.mean(ratios) > 2.5
 
 
+def test_every_member_of_an_ensemble_begins_elsewhere(tiny_space: SearchSpace) -> None:
+    ensembles = [EnsemblePredictor(tiny_space, members=3, seed=seed) for seed in (0, 1)]
+    assert len({member.settings()["seed"] for ensemble in ensembles for member in ensemble.members}) == 6
+
+
 def test_each_label_is_unknown_to_one_member_and_its_surprise_counts(tiny_space: SearchSpace) -> None:
     archs, accuracies = example_labels(tiny_space)
     clean = EnsemblePredictor(tiny_space, of="ridge").fit(archs, accuracies)

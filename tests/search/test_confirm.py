@@ -75,6 +75,10 @@ def test_where_no_candidate_keeps_the_budget_the_cheapest_is_named(tiny_space: S
     assert len(confirmed.trials) == 3
     assert confirmed.result.architecture == ranked[2]
     assert confirmed.trials[0].top1_gap is None
+    dearer = confirm(
+        tiny_space, accuracy, result, limits, lambda a: [4 * limits[0].bound - x for x in latency(a)], never
+    )
+    assert dearer.result.architecture == ranked[0]
     with pytest.raises(InvalidConfiguration, match="top 0"):
         confirm(tiny_space, accuracy, result, limits, latency, never, top=0)
 

@@ -13,6 +13,7 @@ from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
 from onceforall.layers import LayerSpec, MBConvSpec
 from onceforall.rows import Rows
 from onceforall.search.limits import Limits
+from onceforall.search.pricing import pricer
 from onceforall.space import SearchSpace
 from onceforall.testing import members
 
@@ -74,6 +75,18 @@ def test_two_bounds_that_only_a_compromise_meets(tiny_space: SearchSpace) -> Non
         tiny_space.restrict(resolutions=[16]).sample_rows(50, np.random.default_rng(0)), np.random.default_rng(0)
     )
     assert limits.met(rows).all()
+
+
+def test_repair_leaves_as_much_as_it_can(tiny_space: SearchSpace) -> None:
+    """What is a little over a bound needs few choices of the smallest network."""
+    rows = tiny_space.sample_rows(400, np.random.default_rng(0))
+    costs = pricer(tiny_space, MACs())(rows)
+    limits = Limits(tiny_space, [MACs().at_most(float(np.quantile(costs, 0.8)))])
+    repaired = limits.repair(rows.copy(), np.random.default_rng(0))
+    assert limits.met(repaired).all()
+    broken = costs > limits.bounds[0]
+    np.testing.assert_array_equal(repaired[~broken], rows[~broken])
+    assert (repaired != rows)[broken].mean() < 0.35
 
 
 def test_a_learned_cost_prices_rows_at_once_and_may_prefer_large_kernels(few: SearchSpace) -> None:
