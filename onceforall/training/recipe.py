@@ -18,11 +18,13 @@ from typing import Any, TypedDict, Unpack
 
 from onceforall.choices import Choices
 from onceforall.errors import InvalidConfiguration
+from onceforall.layers import operations_of
 from onceforall.registry import Registry
 from onceforall.sizes import height_width
+from onceforall.space import SearchSpace
 from onceforall.training import losses, optimizers, samplers
 from onceforall.training.losses import DistillationLoss
-from onceforall.training.optimizers import SGD, Optimizer
+from onceforall.training.optimizers import SGD, AdamW, Optimizer
 from onceforall.training.schedule import ALL, OPEN, Phase, Recipe, check_integer
 
 __all__ = [
@@ -51,6 +53,7 @@ PAPER_WARMUP = 5
 # Images below the second size (px) are small; the lengths of schedules for those (benchmarks/shrinking.py).
 SMALL_EPOCHS: dict[str, int | tuple[int, ...]] = {"random_order": 45, "progressive_shrinking": (20, 5, 1, 3, 1, 4)}
 IMAGENET_SIZE = 128
+ADAMW_SCALE = 8e-4 / (2.6 * 128 / PAPER_BATCH)  # of rates that are those of SGD
 
 
 class Settings(TypedDict, total=False):
@@ -243,7 +246,8 @@ def default(
 
     Spaces for small images (the largest below 128 px) get `random_order` with one sub-network a step,
     batches of 128 and a weight decay of 2e-4 (`benchmarks/shrinking.py`); others the paper's
-    `progressive_shrinking`, and batch norm over 64 images or what divides a process's share. What is
+    `progressive_shrinking`, and batch norm over 64 images or what divides a process's share. Networks
+    with attention get AdamW, gradients clipped at norm 1, and rates that peak at 8e-4 for 128 images. What is
     given, `name`, `epochs` or any setting of the recipe, takes the place of that; None is not given.
     An installed package's recipe gets what is given alone.
     Raises InvalidConfiguration as `by_name` does.
@@ -264,7 +268,19 @@ def default(
             ours["subnets"] = 1
     else:
         ours = {"batch_norm_size": _chunk(settings.get("batch_size", PAPER_BATCH))}
+    if "optimizer" not in settings and has_attention(space):
+        ours.pop("weight_decay", None)
+        decay = {"weight_decay": settings.pop("weight_decay")} if "weight_decay" in settings else {}
+        ours |= {"optimizer": AdamW(**decay), "clip_norm": 1.0}
+        settings["learning_rate_scale"] = ADAMW_SCALE * settings.get("learning_rate_scale", 1.0)
     return by_name(name, **ours | settings)
+
+
+def has_attention(space: Choices) -> bool:
+    """Whether networks of a space attend, which SGD hardly trains."""
+    if not isinstance(space, SearchSpace):
+        return False
+    return any(operation.kind == "attention" for operation in operations_of(space.lower(space.smallest())))
 
 
 def _chunk(batch: int) -> int:

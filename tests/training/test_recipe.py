@@ -8,7 +8,7 @@ import pytest
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import as_json
 from onceforall.space import SearchSpace
-from onceforall.spaces import mobilenet_v3, mobilenet_v3_small_images
+from onceforall.spaces import mobilenet_v3, mobilenet_v3_small_images, vit_small_images
 from onceforall.training.losses import AlphaDivergence, DistillationLoss, SoftCrossEntropy
 from onceforall.training.optimizers import SGD, AdamW
 from onceforall.training.recipe import (
@@ -483,3 +483,14 @@ def test_a_recipe_of_another_package_gets_what_is_given_alone(monkeypatch: pytes
 def test_an_optimiser_refuses_settings_out_of_range(optimizer: Callable[[], Any], message: str) -> None:
     with pytest.raises(InvalidConfiguration, match=message):
         optimizer()
+
+
+def test_networks_with_attention_are_trained_with_adamw() -> None:
+    """Rates of SGD would be a hundred times too high."""
+    space = vit_small_images()
+    made = default(space, "sandwich", epochs=10, learning_rate_scale=0.5)
+    assert (made.optimizer, made.clip_norm, made.batch_size) == (AdamW(), 1.0, 128)
+    assert made.phases[0].learning_rate == pytest.approx(4e-4)
+    assert default(space, "random_order", weight_decay=0.1).optimizer == AdamW(weight_decay=0.1)
+    assert default(space, optimizer=SGD()).optimizer == SGD()
+    assert default(mobilenet_v3_small_images()).optimizer == SGD(weight_decay=2e-4)
