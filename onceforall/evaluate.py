@@ -24,9 +24,10 @@ from onceforall.tasks.task import device_of
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-# Bytes on the processor (`_room`): of feature maps that are kept; of those that are alive at once where
-# calibration holds all its images; and of those of one batch. With a gigabyte, 2,000 images of 32 px still are.
-KEPT, AT_ONCE, ONE_BATCH = 640 << 20, 1 << 30, 384 << 20
+# Bytes of feature maps on the processor (`_room`): that an evaluator keeps; that are alive at once where
+# calibration holds all its images, as it still does with 2,000 of 32 px; and where it does not, those between two
+# layers, and those of one batch. Labels at 224 px then take less than 2 GiB in all.
+KEPT, AT_ONCE, BETWEEN, ONE_BATCH = 640 << 20, 1 << 30, 384 << 20, 256 << 20
 BATCH = 250  # images, where so many fit
 
 
@@ -64,7 +65,7 @@ def ready(supernet: Trainable, arch: Architecture, data: Data) -> SubNetwork:
             batches = data.batches("calibrate", arch.resolution, _batch_size(supernet, arch))
             return (batch.to(device) for batch, _ in batches)
 
-        calibrate_streaming(network, images, data.size("calibrate"), _room(device, KEPT))
+        calibrate_streaming(network, images, data.size("calibrate"), _room(device, BETWEEN))
     return channels_last(fold_batch_norm(network))
 
 

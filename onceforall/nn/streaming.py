@@ -32,7 +32,10 @@ def calibrate_streaming(network: S, batches: Batches, images: int, memory: int) 
     source: Batches | list[Tensor] = batches
     before: list[nn.Module] = []  # the layers between the source and the one in hand
     counts: dict[nn.BatchNorm2d, int] = {}
-    for layer in network:
+    normed = [any(isinstance(module, nn.BatchNorm2d) for module in layer.modules()) for layer in network]
+    for number, layer in enumerate(network):
+        if not any(normed[number:]):
+            break  # nothing is left to set
         path = [*before, layer]
         for norm in _norms(path, source):
             mean, variance, counts[norm] = pooled(_moments_at(norm, path, source))
