@@ -68,8 +68,8 @@ def read_origin(folder: str | Path) -> Origin | None:
         return None
     try:
         value = read_json_object(path)
-        if value.get("format") != FORMAT:
-            raise InvalidConfiguration(f"its format is {value.get('format')!r}")
+        if (found := value.pop("format", None)) != FORMAT:
+            raise InvalidConfiguration(f"its format is {found!r}")
         return from_json(Origin, value, "an origin")
     except InvalidConfiguration as error:
         raise IncompatibleCheckpoint(f"{path} is not the manifest of an import ({FORMAT}): {error}") from error

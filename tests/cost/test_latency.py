@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onceforall import spaces
-from onceforall.cost.latency import LatencyTable, Timing, unique_layers
+from onceforall.cost.latency import LatencyTable, Timing, fit_line, unique_layers
 from onceforall.cost.model import Constraint
 from onceforall.cost.validation import Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
@@ -44,6 +44,11 @@ def test_an_unknown_layer_is_an_error_that_names_it(tiny_space: SearchSpace) -> 
     foreign = spaces.mobilenet_v3()
     with pytest.raises(OutOfDomain, match=r"layer conv:224:3>16\S* is not in the latency table of synthetic"):
         table.cost(foreign.lower(foreign.largest()))
+
+
+def test_a_table_that_ranks_networks_the_wrong_way_round_is_not_turned_round() -> None:
+    scale, _ = fit_line([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])
+    assert 0 < scale < 1e-6
 
 
 def test_correction_recovers_scale_and_constant(tiny_space: SearchSpace, rng: np.random.Generator) -> None:

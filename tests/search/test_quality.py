@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from onceforall import spaces
 from onceforall.cost.analytic import MACs
+from onceforall.rows import Rows
 from onceforall.search.evolution import search
 from onceforall.search.exact import optimum
 from onceforall.search.pareto import front
-from onceforall.space import Rows, SearchSpace
+from onceforall.space import SearchSpace
 
 # Percent, by the seed of the accuracy and millions of MACs.
 BEST = {
