@@ -193,8 +193,8 @@ def test_a_loaded_network_computes_the_same(
     loaded = load_network(str(tmp_path / "network.safetensors")).eval()
     images = torch.randn(2, 3, arch.resolution, arch.resolution)
     torch.testing.assert_close(loaded(images, arch), supernet(images, arch), rtol=1e-4, atol=1e-4)
-    weight = loaded.extract(arch)[0].conv.weight  # type: ignore[union-attr]
-    assert weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[operator]
+    weight = next(tensor for tensor in loaded.extract(arch).parameters() if tensor.ndim == 4)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_file_of_a_network_has_the_names_of_the_plain_modules(saved_network: Path, network: Network) -> None:

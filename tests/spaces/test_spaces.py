@@ -36,7 +36,9 @@ def test_json_of_an_earlier_version_has_no_width_multipliers_and_ties() -> None:
 
 
 def test_json_of_an_unknown_type_is_refused_with_the_known_types() -> None:
-    message = "space type 'transformer': known types are inverted_residual, resnet; import the module that registers it"
+    message = (
+        "space type 'transformer': known types are inverted_residual, resnet, vit; import the module that registers it"
+    )
     with pytest.raises(InvalidConfiguration, match=f"^{message}$"):
         spaces.from_json({"type": "transformer"})
 
