@@ -137,7 +137,7 @@ class Shell:
                 holder[key] = own
 
     def filled(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """A module of its own with copies of the tensors. To build it anew would take ten times as long."""
+        """A module of its own with copies of the tensors, in evaluation mode: building it takes ten times as long."""
         module = _unshared(self.module)
         for prefix, part in module.named_modules():
             for holder in (part._parameters, part._buffers):
@@ -159,12 +159,14 @@ def _places(network: nn.Module) -> Iterator[tuple[str, dict[str, Any], str]]:
 
 
 def _unshared(module: nn.Module) -> nn.Module:
-    """The module again, with containers and children of its own."""
+    """The module again, in evaluation mode, with containers and children of its own."""
     copy = object.__new__(type(module))
-    own = {
-        name: value.copy() if isinstance(value, dict | list | set) else value for name, value in vars(module).items()
-    }
-    vars(copy).update(own)
+    own = vars(copy)
+    for name, value in vars(module).items():
+        if isinstance(value, dict | list | set):  # most are empty, which is quicker to make than to copy
+            value = value.copy() if value else type(value)()
+        own[name] = value
+    own["training"] = False
     for name, child in copy._modules.items():
         copy._modules[name] = child and _unshared(child)
     return copy

@@ -60,7 +60,9 @@ class Trainable(nn.Module, ABC):
         Raises InvalidArchitecture.
         """
         specs = self.space.lower(arch)
-        return SubNetwork((block.extract(spec) for block, spec in self._route(arch)), specs).eval()
+        network = SubNetwork((block.extract(spec) for block, spec in self._route(arch)), specs)
+        network.training = False  # as its layers are
+        return network
 
 
 class Supernet(Trainable):
