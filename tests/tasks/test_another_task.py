@@ -25,7 +25,7 @@ from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label, label, read_labels, score_of, training_pairs
 from onceforall.report.progress import Training
 from onceforall.space import SearchSpace
-from onceforall.tasks import CLASSIFICATION, Score, Task, task_of
+from onceforall.tasks import CLASSIFICATION, TASKS, Score, Task, register, task_of
 from onceforall.training import trainer
 from onceforall.training.losses import DistillationLoss
 from onceforall.training.recipe import random_order, sandwich
@@ -261,3 +261,23 @@ def test_goals_rank_labels_by_what_is_better(lower: bool, tiny_space: SearchSpac
     assert architectures[goals.index(max(goals))] == (tiny_space.smallest() if lower else tiny_space.largest())
     assert [score.goal(goal) for goal in goals] == [1.0, 2.0]
     assert math.isnan(score.goal(math.nan))
+
+
+def test_a_data_set_may_say_the_name_of_a_registered_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TASKS, "_registered", {})
+
+    class Named:
+        task = "brightness"
+
+    with pytest.raises(InvalidConfiguration, match="task 'brightness': choices are classification"):
+        task_of(Named())
+    mine = Brightness()
+    register(mine)
+    assert task_of(Named()) is mine
+    assert task_of(object()) is CLASSIFICATION
+    with pytest.raises(InvalidConfiguration, match="task 'brightness' is taken"):
+        register(Brightness2())
+
+
+class Brightness2(Brightness):
+    """Another task of the same name."""
