@@ -15,7 +15,9 @@ from onceforall.cost.saved import load_latency
 from onceforall.cost.validation import Errors, Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.layers import LayerSpec
+from onceforall.search.pricing import pricer
 from onceforall.space import SearchSpace
+from onceforall.spaces.inverted_residual import InvertedResidualSpace
 
 Layers = tuple[LayerSpec, ...]
 
@@ -135,3 +137,22 @@ def test_a_foreign_file_is_refused(networks: list[Layers]) -> None:
     ):
         with pytest.raises(InvalidConfiguration, match=message):
             LearnedLatency.from_json({**good, **change})
+
+
+def test_rectangular_images_have_the_side_of_a_square_of_as_many_pixels(tiny_space: InvertedResidualSpace) -> None:
+    space = replace(tiny_space, resolutions=(16, (32, 16), 32))
+    whole = LatencyTable.synthetic(space)
+    archs = [space.sample(np.random.default_rng(seed)) for seed in range(40)]
+    layers = [space.lower(arch) for arch in archs]
+    model = LearnedLatency.fit(layers, [whole.cost(own) for own in layers], {"name": "made up"})
+    wide = replace(space.largest(), resolution=(32, 16))
+    assert model.cost(space.lower(wide)) == pytest.approx(whole.cost(space.lower(wide)), rel=0.2)
+    assert LearnedLatency.from_json(json.loads(json.dumps(model.to_json()))).cost(layers[0]) == model.cost(layers[0])
+    tables = LatencyTables(dict.fromkeys(space.resolutions, whole))
+    again = LatencyTables.from_json(json.loads(json.dumps(tables.to_json())))
+    assert again.cost(space.lower(wide)) == whole.cost(space.lower(wide))
+    with pytest.raises(OutOfDomain, match="no latency table for 32x24 px: there are tables for 16, 32x16, 32 px"):
+        again.at((32, 24))
+    rows = space.sample_rows(20, np.random.default_rng(0))
+    costs = [model.cost(space.lower(arch)) for arch in space.from_rows(rows)]
+    assert pricer(space, model)(rows) == pytest.approx(costs)
