@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from onceforall.devices import measure
-from onceforall.devices.device import Device, Files, Images, Session, Shape
+from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
 from onceforall.devices.onnx import INPUT, as_onnx, nodes_of_layers, without_aliases
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -74,15 +74,16 @@ def quantise(model: bytes, inputs: Iterator[Images], kept: Sequence[str] = ()) -
         plain.write_bytes(without_aliases(model))
         # Shapes are fixed: nothing symbolic to infer. Optimised, h-swish would become two nodes without names, and
         # the product of the two would be quantised: no faster, less exact, and no layer's to keep.
-        quant_pre_process(plain, prepared, skip_symbolic_shape=True, skip_optimization=True)
-        quantize_static(
-            prepared,
-            quantised,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(kept),
-        )
+        with quietly():  # it warns of every layer norm, whose weights have no channels
+            quant_pre_process(plain, prepared, skip_symbolic_shape=True, skip_optimization=True)
+            quantize_static(
+                prepared,
+                quantised,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=list(kept),
+            )
         return quantised.read_bytes()
