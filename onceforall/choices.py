@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from onceforall.architecture import Architecture, Gene, Named
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration
-from onceforall.sizes import Size, height_width
+from onceforall.sizes import Size, height_width, size_of
 
 DEPTH, WIDTH = "depth", "width_multiplier"
 EVERY_OTHER = "*"  # in `largest_choices`: each name that is not mentioned
+
+_TAKEN = (DEPTH, WIDTH, "resolution", "resolutions")
 
 Values = tuple[int | float, ...]  # as JSON has them: a whole number stays one
 Options = Mapping[str, Values]
@@ -119,12 +120,14 @@ class Unit(BaseUnit):
     tied: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
+        for name in self.choices:
+            if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN or hasattr(Gene, name):
+                raise InvalidConfiguration(
+                    f"choice {name!r}: expected a name such as 'heads', none of every unit's and of a gene's methods"
+                )
         choices = {
             name: ascending(name, values, math.isfinite, "finite numbers") for name, values in self.choices.items()
         }
-        for name in choices:
-            if not name.isidentifier() or name in (DEPTH, WIDTH, "resolution"):
-                raise InvalidConfiguration(f"choice {name!r}: expected a name such as 'heads', not one of every unit's")
         object.__setattr__(self, "choices", Named(choices))
         object.__setattr__(self, "tied", tuple(self.tied))
         if not set(self.tied) <= choices.keys():
@@ -147,7 +150,7 @@ class Choices:
     units: tuple[BaseUnit, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resolutions", tuple(map(_resolution, self.resolutions)))
+        object.__setattr__(self, "resolutions", tuple(map(size_of, self.resolutions)))
         object.__setattr__(self, "units", tuple(self.units))
         sizes = [(math.prod(height_width(size)), height_width(size)) for size in self.resolutions]
         if not sizes or sizes != sorted(set(sizes)) or min(min(pair) for _, pair in sizes) < 1:
@@ -205,9 +208,10 @@ class Choices:
         """The network that makes the same choices everywhere: `uniform(resolution=32, depth=2, kernel=3, expand=6)`.
 
         A unit that has only one choice keeps it; the width multiplier is 1 unless it is given.
-        Raises InvalidArchitecture.
+        Raises InvalidArchitecture, and InvalidConfiguration for a name that the space does not have.
         """
-        wanted = {DEPTH: depth, WIDTH: 1, **choices}
+        widths = self.values_of(WIDTH)
+        wanted = {DEPTH: depth, WIDTH: widths[0] if len(widths) == 1 else 1, **choices}
         for name in self.choice_names:
             if name not in wanted:
                 raise InvalidArchitecture(f"a uniform network needs {name}: choices are {listed(self.values_of(name))}")
@@ -302,7 +306,7 @@ class Choices:
 
         for name, want in wanted.items():  # what no unit at all has is a mistake
             _kept(name, self.values_of(name), want)
-        sizes = _kept("resolutions", self.resolutions, None if resolutions is None else tuple(resolutions))
+        sizes = _kept("resolutions", self.resolutions, None if resolutions is None else [*map(size_of, resolutions)])
         return replace(self, resolutions=tuple(self.resolutions[i] for i in sizes), units=tuple(map(part, self.units)))
 
     def largest_choices(self, counts: Mapping[str, int]) -> Self:
@@ -310,8 +314,11 @@ class Choices:
 
         Of tied choices the fewest are left. Raises InvalidConfiguration for a name that the space does not have.
         """
-        for name in counts.keys() - {EVERY_OTHER, *self.choice_names}:
-            raise InvalidConfiguration(f"choice {name!r}: this space has {listed(self.choice_names)}")
+        for name, count in counts.items():
+            if name not in (EVERY_OTHER, *self.choice_names):
+                raise InvalidConfiguration(f"choice {name!r}: this space has {listed(self.choice_names)}")
+            if count < 1:
+                raise InvalidConfiguration(f"{count} largest choices of {name}: expected at least 1")
 
         def part(unit: BaseUnit) -> BaseUnit:
             rest = counts.get(EVERY_OTHER, 1)
@@ -323,10 +330,11 @@ class Choices:
 
 def ascending(name: str, values: Iterable[float], allowed: Callable[[Any], bool], expected: str) -> tuple[Any, ...]:
     """The values as a tuple. Raises InvalidConfiguration unless they are allowed, distinct, and in ascending order."""
-    found = tuple(values)
+    found: tuple[Any, ...] = ()
     try:
+        found = tuple(values)
         right = bool(found) and all(map(allowed, found)) and list(found) == sorted(set(found))
-    except TypeError:  # no numbers
+    except (TypeError, OverflowError):  # no numbers
         right = False
     if not right:
         raise InvalidConfiguration(f"{name} {found}: expected distinct {expected}, ascending")
@@ -395,14 +403,3 @@ def _check(name: str, value: object, choices: Iterable[object], place: str = "")
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
-
-
-def _resolution(value: Any) -> Size:
-    """An integer, or a pair of different ones, of what JSON or numpy have. Raises InvalidConfiguration."""
-    try:
-        if isinstance(value, list | tuple):
-            height, width = map(operator.index, value)
-            return height if height == width else (height, width)
-        return operator.index(value)
-    except (TypeError, ValueError):
-        raise InvalidConfiguration(f"resolution {value!r}: expected an integer, or height and width (px)") from None

@@ -74,10 +74,15 @@ class Registry(Mapping[str, T]):
     def __len__(self) -> int:
         return len(self.names())
 
-    def load_all(self) -> None:
-        """Import what installed packages add, which may register more as it is imported."""
+    def load_all(self) -> list[str]:
+        """Import what installed packages add, which may register more as it is imported; what is wrong with some."""
+        problems = []
         for name in self._plugins():
-            self.find(name)
+            try:
+                self.find(name)
+            except InvalidConfiguration as error:
+                problems.append(str(error))
+        return problems
 
     def _plugins(self) -> dict[str, metadata.EntryPoint]:
         return _entry_points(self.group)
@@ -106,5 +111,6 @@ def _load(place: str) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two entries are one, or two definitions of the same name in the same module."""
-    places = [(getattr(entry, "__module__", entry), getattr(entry, "__qualname__", entry)) for entry in (one, other)]
-    return one == other or places[0] == places[1]
+    names = ("__module__", "__qualname__", "__self__")  # the last one for methods of classes that inherit them
+    places = [[getattr(entry, name, None) for name in names] for entry in (one, other)]
+    return one == other or (places[0] == places[1] and places[0][1] is not None)

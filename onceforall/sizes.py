@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
+from onceforall.errors import InvalidConfiguration
+
 Size = int | tuple[int, int]
 
 
@@ -48,3 +53,14 @@ def parsed(text: str) -> Size:
     """The inverse of `said`. Raises ValueError."""
     height, _, width = text.partition("x")
     return (int(height), int(width)) if width else int(height)
+
+
+def size_of(value: Any) -> Size:
+    """An integer, or a pair of different ones, of what JSON or numpy have. Raises InvalidConfiguration."""
+    try:
+        if isinstance(value, list | tuple):
+            height, width = map(operator.index, value)
+            return height if height == width else (height, width)
+        return operator.index(value)
+    except (TypeError, ValueError):
+        raise InvalidConfiguration(f"resolution {value!r}: expected an integer, or height and width (px)") from None

@@ -19,6 +19,7 @@ from onceforall.rows import Rows
 from onceforall.search.evolution import search
 from onceforall.search.exact import optimum
 from onceforall.search.neighbours import Neighbours
+from onceforall.search.scoring import Scorer
 from onceforall.sizes import Size
 from onceforall.space import SearchSpace
 from onceforall.spaces import mobilenet_v3
@@ -152,3 +153,33 @@ def test_prices_neighbours_and_optimum_follow_the_names() -> None:
     best = Linear().predict_rows(STRANGE.to_rows(everyone))[costs <= bound].max()
     assert optimum(STRANGE, Linear(), [model.at_most(bound)]).accuracy == pytest.approx(best)
     assert search(STRANGE, Linear(), [model.at_most(bound)]).accuracy == pytest.approx(best)
+
+
+def test_equal_spaces_may_name_their_choices_in_another_order() -> None:
+    """Files may be rewritten with sorted keys: rows then have other columns, and a predictor is asked by its own."""
+    units = [Unit((1, 2), choices) for choices in ({"a": (1, 2, 3), "b": (4, 5)}, {"b": (4, 5), "a": (1, 2, 3)})]
+    one, other = (Strange((16,), (unit,)) for unit in units)
+    assert one == other
+    weights = np.random.default_rng(0).normal(0, 1, len(one.encoded_choices))
+
+    class Linear:
+        space = one
+
+        def predict_rows(self, rows: Rows) -> NDArray[np.float64]:
+            return np.asarray(one.encode_rows(rows) @ weights, np.float64)
+
+    archs = list(members(one))
+    expected = Linear().predict_rows(one.to_rows(archs))
+    assert Scorer(other, Linear())(other.to_rows(archs)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["items", "_values", "replace", "resolutions", 3])
+def test_names_that_a_gene_or_a_space_needs_are_refused(name: Any) -> None:
+    with pytest.raises(InvalidConfiguration, match=f"choice {name!r}: expected a name"):
+        Unit((1,), {name: (1, 2)})
+
+
+def test_square_pairs_are_numbers_everywhere_and_no_choice_is_no_number() -> None:
+    assert STRANGE.restrict(resolutions=[(32, 32), [32, 16]]).resolutions == ((32, 16), 32)
+    with pytest.raises(InvalidConfiguration, match="0 largest choices of heads: expected at least 1"):
+        STRANGE.largest_choices({"heads": 0})

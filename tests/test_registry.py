@@ -63,3 +63,21 @@ def test_a_definition_that_is_repeated_takes_its_own_place(entries: Registry[obj
 def test_entry_points_of_this_machine_are_asked_for() -> None:
     assert registry._entry_points("console_scripts")
     assert registry._entry_points("onceforall.nothing") == {}
+
+
+def test_one_broken_plug_in_leaves_the_others_alone(entries: Registry[object]) -> None:
+    (problem,) = entries.load_all()
+    assert "'broken'" in problem
+    assert entries["plugged"]
+
+
+def test_methods_of_two_classes_are_two_entries(entries: Registry[object]) -> None:
+    class Base:
+        @classmethod
+        def read(cls) -> str:
+            return cls.__name__
+
+    one, other = type("One", (Base,), {}), type("Other", (Base,), {})
+    entries.register("read", one.read)
+    with pytest.raises(InvalidConfiguration, match="taken"):
+        entries.register("read", other.read)

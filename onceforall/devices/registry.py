@@ -88,10 +88,10 @@ def status() -> list[Status]:
 
 
 def _status(name: str) -> Status:
-    make = factory(name)
     try:
+        make = factory(name)
         kind: type[Device] = make if isinstance(make, type) else type(make(1, "fp32"))
-    except InvalidConfiguration as error:  # of a factory, which alone knows what it makes
+    except InvalidConfiguration as error:  # of a factory, which alone knows what it makes, or a broken package
         return Status(name, "", (), (), (), str(error))
     problems: dict[str, str] = {}  # by precision
     for precision in kind.precisions:

@@ -11,7 +11,7 @@ from onceforall.errors import InvalidConfiguration
 from onceforall.layers.operation import Operation
 from onceforall.registry import Registry
 from onceforall.serial import from_json, to_json
-from onceforall.sizes import Size, height_width, said
+from onceforall.sizes import Size, height_width
 
 Activation = Literal["relu", "relu6", "h_swish", "none"]
 Maker = str | Callable[..., Any]  # "package.module:Name", imported where it is first needed, or the thing itself
@@ -65,7 +65,7 @@ class Layer:
     def key(self) -> str:
         """Equal for layers that take the same time; here the name and all fields."""
         values = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
-        texts = (said(value) if isinstance(value, int | tuple) else str(value) for value in values)
+        texts = ("x".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in values)
         return ":".join([registered(self).name, *texts])
 
 
@@ -131,6 +131,8 @@ def layer_to_json(spec: Layer) -> dict[str, Any]:
 
 def layer_from_json(value: Mapping[str, Any]) -> Layer:
     """The inverse of `layer_to_json`. Raises InvalidConfiguration where the form is wrong."""
+    if not isinstance(value, Mapping):
+        raise InvalidConfiguration(f"{value!r:.80} is no layer: expected a JSON object")
     given = dict(value)
     name = str(given.pop("layer", None))
     spec = _SPECS.find(name)

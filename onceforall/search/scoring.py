@@ -65,8 +65,8 @@ def rows_of(space: SearchSpace, accuracy: RowPredictor) -> Callable[[Rows], NDAr
 
     Raises OutOfDomain where the predictor belongs to another space.
     """
-    own = accuracy.space
-    if own == space:
+    own = accuracy.space  # which may be equal and name its choices in another order
+    if own == space and list(own.columns) == list(space.columns):
         return accuracy.predict_rows
     try:
         adopt = own.adopting(space)

@@ -58,12 +58,13 @@ def register(kind: str, reader: Reader) -> None:
 
 def from_json(value: Mapping[str, Any]) -> SearchSpace:
     """The space that `SearchSpace.to_json` wrote. Raises InvalidConfiguration."""
+    if not isinstance(value, Mapping):
+        raise InvalidConfiguration(f"{value!r:.80} is no space: expected a JSON object")
     kind = value.get("type")
-    if kind not in _READERS:
-        BY_NAME.load_all()  # installed spaces register their readers as they are imported
+    # Installed spaces register their readers as they are imported.
+    problems = BY_NAME.load_all() if kind not in _READERS else []
     reader = _READERS.find(str(kind))
     if reader is None:
-        raise InvalidConfiguration(
-            f"space type {kind!r}: known types are {', '.join(_READERS)}; import the module that registers it"
-        )
+        known = "; ".join([", ".join(_READERS), *problems])
+        raise InvalidConfiguration(f"space type {kind!r}: known types are {known}; import the module that registers it")
     return reader(value)

@@ -8,11 +8,11 @@ from typing import Any
 
 from onceforall import serial
 from onceforall.architecture import Gene
-from onceforall.choices import Unit
+from onceforall.choices import Unit, ascending, is_positive
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import LayerSpec, LinearSpec
 from onceforall.layers.transformer import EncoderSpec, PatchSpec, TokenPoolSpec
-from onceforall.sizes import Size, height_width, pixels, scaled
+from onceforall.sizes import Size, height_width, pixels, scaled, size_of
 from onceforall.space import SearchSpace, check_num_classes
 
 
@@ -35,7 +35,7 @@ class ViTSpace(SearchSpace):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "patches", tuple((size, patch) for size, patch in self.patches))
+        object.__setattr__(self, "patches", tuple((size_of(size), patch) for size, patch in self.patches))
         super().__post_init__()
         check_num_classes(self.num_classes)
         (unit, *others) = self.units
@@ -44,6 +44,10 @@ class ViTSpace(SearchSpace):
                 f"{len(self.units)} units with the choices {', '.join(unit.choices)}: a vision transformer has one "
                 "unit of blocks that choose heads and ratio"
             )
+        ascending("heads", unit.choices["heads"], lambda n: isinstance(n, int) and n > 0, "positive integers")
+        ascending("ratio", unit.choices["ratio"], is_positive, "positive numbers")
+        if min(self.width, self.head_channels) < 1:
+            raise InvalidConfiguration(f"width {self.width}, head_channels {self.head_channels}: expected 1 or more")
         for size in self.resolutions:
             patch = dict(self.patches).get(size)
             if not isinstance(patch, int) or patch < 1 or any(side % patch for side in height_width(size)):

@@ -15,7 +15,7 @@ from onceforall import layers, serial, spaces
 from onceforall.architecture import Gene
 from onceforall.choices import Unit
 from onceforall.layers import Layer, LinearSpec, Operation, PoolSpec, addition, convolution
-from onceforall.sizes import Size, strided_size
+from onceforall.sizes import Size, pixels, strided_size
 from onceforall.space import SearchSpace
 
 
@@ -39,7 +39,7 @@ class FusedSpec(Layer):
 
     @property
     def operations(self) -> tuple[Operation, ...]:
-        held = self.in_channels * int(self.in_size) ** 2 if self.shortcut else 0
+        held = self.in_channels * pixels(self.in_size) if self.shortcut else 0
         first = convolution(self.in_channels, self.mid_channels, self.in_size, 3, self.stride, activation="relu")
         second = convolution(self.mid_channels, self.out_channels, self.out_size, held=held)
         sums = (addition(self.out_channels, self.out_size, held),) if self.shortcut else ()
