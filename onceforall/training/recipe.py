@@ -253,7 +253,7 @@ def default(
     Raises InvalidConfiguration as `by_name` does.
     """
     small = max(height_width(space.resolutions[-1])) < IMAGENET_SIZE
-    name = name or ("random_order" if small else "progressive_shrinking")
+    name = name or ("random_order" if small else "sandwich" if has_attention(space) else "progressive_shrinking")
     settings: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, **given}
     settings = {key: value for key, value in settings.items() if value is not None}
     if BY_NAME[name] not in OURS:

@@ -8,7 +8,7 @@ import pytest
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import as_json
 from onceforall.space import SearchSpace
-from onceforall.spaces import mobilenet_v3, mobilenet_v3_small_images, vit_small_images
+from onceforall.spaces import mobilenet_v3, mobilenet_v3_small_images, vit, vit_small_images
 from onceforall.training.losses import AlphaDivergence, DistillationLoss, SoftCrossEntropy
 from onceforall.training.optimizers import SGD, AdamW
 from onceforall.training.recipe import (
@@ -493,4 +493,5 @@ def test_networks_with_attention_are_trained_with_adamw() -> None:
     assert made.phases[0].learning_rate == pytest.approx(4e-4)
     assert default(space, "random_order", weight_decay=0.1).optimizer == AdamW(weight_decay=0.1)
     assert default(space, optimizer=SGD()).optimizer == SGD()
+    assert default(vit()).name == "sandwich"  # it has no kernels that shrinking could open
     assert default(mobilenet_v3_small_images()).optimizer == SGD(weight_decay=2e-4)
