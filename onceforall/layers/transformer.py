@@ -56,21 +56,11 @@ class PatchSpec(Layer):
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderSpec(Layer):
-    """A pre-norm encoder block: attention of `heads` heads of `head_channels`, then two linear layers with a GELU.
-
-    Each half has a layer norm before it and a shortcut around it.
-    """
+class _Tokens(Layer):
+    """What the layers of tokens share: as many channels out as in, [n, tokens, channels]."""
 
     in_size: Size
     channels: int
-    heads: int
-    head_channels: int
-    mlp_channels: int
-
-    @property
-    def out_size(self) -> Size:
-        return self.in_size
 
     @property
     def in_channels(self) -> int:
@@ -83,6 +73,22 @@ class EncoderSpec(Layer):
     @property
     def input_shape(self) -> tuple[int, ...]:
         return pixels(self.in_size), self.channels
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec(_Tokens):
+    """A pre-norm encoder block: attention of `heads` heads of `head_channels`, then two linear layers with a GELU.
+
+    Each half has a layer norm before it and a shortcut around it.
+    """
+
+    heads: int
+    head_channels: int
+    mlp_channels: int
+
+    @property
+    def out_size(self) -> Size:
+        return self.in_size
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -109,30 +115,16 @@ class EncoderSpec(Layer):
 
 
 @dataclass(frozen=True, slots=True)
-class TokenPoolSpec(Layer):
+class TokenPoolSpec(_Tokens):
     """Layer norm, then the class token, or else the mean of all tokens: [n, tokens, channels] -> [n, channels]."""
 
     pools: ClassVar[bool] = True
 
-    in_size: Size
-    channels: int
     class_token: bool
 
     @property
     def out_size(self) -> Size:
         return 1
-
-    @property
-    def in_channels(self) -> int:
-        return self.channels
-
-    @property
-    def out_channels(self) -> int:
-        return self.channels
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return pixels(self.in_size), self.channels
 
     @property
     def operations(self) -> tuple[Operation, ...]:
