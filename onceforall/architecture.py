@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
 from onceforall import serial
+from onceforall.checks import is_number
 from onceforall.errors import InvalidArchitecture
 from onceforall.sizes import Size, said
 
@@ -80,7 +81,7 @@ class Gene(Named[float]):
         """
         if isinstance(value, list | tuple) and len(value) == 2:
             value = dict(zip(("kernel", "expand"), value, strict=True))
-        if not isinstance(value, dict) or not all(_is_number(item) for item in value.values()):
+        if not isinstance(value, dict) or not all(is_number(item) for item in value.values()):
             raise InvalidArchitecture(f"{value!r} is no gene: expected names and numbers")
         return cls(value)
 
@@ -135,7 +136,3 @@ class Architecture:
             multipliers = [f"(x{m:g})" for m in self.width_multipliers]
             units = ["".join(pair) for pair in itertools.zip_longest(units, multipliers, fillvalue="")]
         return f"{said(self.resolution)}px {' '.join(units)}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

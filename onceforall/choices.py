@@ -16,8 +16,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from onceforall.architecture import Architecture, Gene, Named
+from onceforall.checks import check_integer, is_positive
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration
-from onceforall.sizes import Size, height_width, size_of
+from onceforall.sizes import Size, height_width, pixels, size_of
 
 DEPTH, WIDTH = "depth", "width_multiplier"
 EVERY_OTHER = "*"  # in `largest_choices`: each name that is not mentioned
@@ -152,7 +153,7 @@ class Choices:
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolutions", tuple(map(size_of, self.resolutions)))
         object.__setattr__(self, "units", tuple(self.units))
-        sizes = [(math.prod(height_width(size)), height_width(size)) for size in self.resolutions]
+        sizes = [(pixels(size), height_width(size)) for size in self.resolutions]
         if not sizes or sizes != sorted(set(sizes)) or min(min(pair) for _, pair in sizes) < 1:
             raise InvalidConfiguration(
                 f"resolutions {self.resolutions}: expected distinct positive integers, or pairs of them, ascending"
@@ -315,10 +316,9 @@ class Choices:
         Of tied choices the fewest are left. Raises InvalidConfiguration for a name that the space does not have.
         """
         for name, count in counts.items():
-            if name not in (EVERY_OTHER, *self.choice_names):
-                raise InvalidConfiguration(f"choice {name!r}: this space has {listed(self.choice_names)}")
-            if count < 1:
-                raise InvalidConfiguration(f"{count} largest choices of {name}: expected at least 1")
+            if name != EVERY_OTHER:
+                self.values_of(name)  # which refuses a name that there is not
+            check_integer(f"largest choices of {name}", count, 1)
 
         def part(unit: BaseUnit) -> BaseUnit:
             rest = counts.get(EVERY_OTHER, 1)
@@ -339,11 +339,6 @@ def ascending(name: str, values: Iterable[float], allowed: Callable[[Any], bool]
     if not right:
         raise InvalidConfiguration(f"{name} {found}: expected distinct {expected}, ascending")
     return found
-
-
-def is_positive(value: float) -> bool:
-    """Whether a value is a finite number above 0."""
-    return math.isfinite(value) and value > 0
 
 
 def zip_names(choices: Options, values: Sequence[float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ A package that adds something names it in its own pyproject.toml, and the comman
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
@@ -52,7 +52,7 @@ class Registry(Mapping[str, T]):
         """The entry of a name, None where there is none. Raises InvalidConfiguration where its module is broken."""
         if name in self._ours:
             ours = self._ours[name]
-            return _load(ours) if isinstance(ours, str) else ours
+            return pkgutil.resolve_name(ours) if isinstance(ours, str) else ours
         if name not in self._registered and name in self._plugins():
             loaded = self._loaded(self._plugins()[name])  # which may register itself as it is imported
             self._registered.setdefault(name, loaded)
@@ -102,11 +102,6 @@ class Registry(Mapping[str, T]):
 @cache
 def _entry_points(group: str) -> dict[str, metadata.EntryPoint]:
     return {point.name: point for point in metadata.entry_points(group=group)}
-
-
-def _load(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def _same(one: Any, other: Any) -> bool:

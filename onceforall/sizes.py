@@ -35,8 +35,7 @@ def strided_size(size: Size, stride: int) -> Size:
     """Output size of a same-padded convolution; one number where it is square."""
     if isinstance(size, int):
         return (size - 1) // stride + 1
-    height, width = ((side - 1) // stride + 1 for side in size)
-    return height if height == width else (height, width)
+    return size_of([(side - 1) // stride + 1 for side in size])
 
 
 def said(size: Size) -> str:

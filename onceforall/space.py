@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
+from onceforall import serial
 from onceforall.architecture import Architecture, Gene
+from onceforall.checks import check_integer
 from onceforall.choices import Choices
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration
 from onceforall.layers import LayerSpec
@@ -31,7 +33,7 @@ class BlockForm(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchSpace(Populations, ABC):
-    """The choices of a family of networks. A subclass adds its stage table, `stem`, `block` and `head`.
+    """The choices of a family of networks. A subclass adds its stage table, `stem`, `block` and `head`, and its `kind`.
 
     A block depends on its own gene, the width multiplier of its unit, and, if it is the first of its
     unit, that of the unit before; the stem on the multiplier of the first unit, the head on that of
@@ -39,6 +41,8 @@ class SearchSpace(Populations, ABC):
     """
 
     # What a subclass says
+
+    kind: ClassVar[str] = ""  # the "type" in its JSON, under which `onceforall.spaces.register` knows its `from_json`
 
     @abstractmethod
     def stem(self, resolution: Size, multiplier: float = 1) -> tuple[LayerSpec, ...]:
@@ -57,16 +61,31 @@ class SearchSpace(Populations, ABC):
     def head(self, resolution: Size, multiplier: float = 1) -> tuple[LayerSpec, ...]:
         """The fixed layers after the last unit, whose width multiplier is given."""
 
-    @abstractmethod
+    # Files
+
     def to_json(self) -> dict[str, Any]:
-        """A JSON object from which `onceforall.spaces.from_json` makes an equal space."""
+        """A JSON object from which `onceforall.spaces.from_json` makes an equal space: its kind and its fields.
+
+        Raises InvalidConfiguration where the class does not say its kind.
+        """
+        if not self.kind:
+            raise InvalidConfiguration(f'{type(self).__name__} has no name: give the class a kind = "my_space"')
+        return {"type": self.kind, **serial.to_json(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`. Raises InvalidConfiguration where the form is wrong."""
+        fields = {key: item for key, item in value.items() if key != "type"}
+        return serial.from_json(cls, fields, f"a space of the type {cls.kind!r}")
+
+    # Another one
 
     def with_classes(self, num_classes: int) -> Self:
         """The same space for another number of classes.
 
         Raises InvalidConfiguration for fewer than two, and where the space has no field `num_classes`.
         """
-        check_num_classes(num_classes)
+        check_integer("num_classes", num_classes, FEWEST_CLASSES)
         if not hasattr(self, "num_classes"):
             raise InvalidConfiguration(f"num_classes {num_classes}: this space has no field of that name to change")
         changes: dict[str, Any] = {"num_classes": num_classes}
@@ -120,9 +139,3 @@ def _lower(space: SearchSpace, architecture: Architecture) -> tuple[LayerSpec, .
         for b, gene in enumerate(genes)
     )
     return (*space.stem(resolution, multipliers[0]), *blocks, *space.head(resolution, multipliers[-1]))
-
-
-def check_num_classes(num_classes: int) -> None:
-    """Raises InvalidConfiguration where there is nothing to tell apart."""
-    if not isinstance(num_classes, int) or num_classes < FEWEST_CLASSES:
-        raise InvalidConfiguration(f"num_classes {num_classes}: expected at least {FEWEST_CLASSES}")

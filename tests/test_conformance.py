@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onceforall import serial, spaces
+from onceforall import spaces
 from onceforall.architecture import Architecture, Gene
 from onceforall.choices import Unit
 from onceforall.cost.latency import LatencyTable, LatencyTables, Timing
@@ -49,6 +49,8 @@ class TestTablesByResolution(LatencyTableSuite):
 class Plain(SearchSpace):
     """Units that halve the feature maps, 8 channels wide."""
 
+    kind = "plain"
+
     units: tuple[Unit, ...]
 
     def stem(self, resolution: int, multiplier: float = 1) -> tuple[LayerSpec, ...]:
@@ -62,13 +64,6 @@ class Plain(SearchSpace):
 
     def head(self, resolution: int, multiplier: float = 1) -> tuple[LayerSpec, ...]:
         return PoolSpec(resolution // 2 ** len(self.units), 8), LinearSpec(8, 10)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"type": "plain", **serial.to_json(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Plain:
-        return serial.from_json(cls, {key: value[key] for key in ("resolutions", "units")}, "a plain space")
 
 
 CHOICES = (8, 16), (Unit((1, 2), {"kernel": (3,), "expand": (1, 2)}), Unit((1,), {"kernel": (3, 5), "expand": (2,)}))

@@ -9,6 +9,7 @@ from onceforall.errors import InvalidConfiguration
 from onceforall.layers import (
     BottleneckSpec,
     ConvSpec,
+    Layer,
     LayerSpec,
     LinearSpec,
     MaxPoolSpec,
@@ -21,10 +22,12 @@ from onceforall.layers import (
     layer_to_json,
     make_divisible,
     pixels,
+    register,
     said,
     scaled,
     strided_size,
 )
+from onceforall.layers import layer as layer_room
 from onceforall.nn.subnet import build_layer
 
 CONV = ConvSpec(9, 4, 6, 3, 2, "relu")
@@ -246,3 +249,23 @@ def test_json_of_no_layer_is_refused(wrong: dict[str, object]) -> None:
 def test_json_of_a_layer_with_other_fields_is_refused(wrong: dict[str, object], text: str) -> None:
     with pytest.raises(InvalidConfiguration, match=text):
         layer_from_json(wrong)
+
+
+def test_a_layer_derived_from_another_needs_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_room._SPECS, "_registered", dict(layer_room._SPECS._registered))
+    monkeypatch.setattr(layer_room, "_ENTRIES", dict(layer_room._ENTRIES))
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Dilated(ConvSpec):
+        dilation: int = 2
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Keyed(ConvSpec):
+        dilation: int = 2
+        key = Layer.key
+
+    with pytest.raises(InvalidConfiguration, match=r"Dilated has the key of ConvSpec.*key = Layer\.key"):
+        register("dilated", Dilated, module="torch.nn:Conv2d")
+    register("keyed", Keyed, module="torch.nn:Conv2d")
+    one, other = (Keyed(32, 3, 8, 3, 1, "relu", dilation=dilation) for dilation in (1, 2))
+    assert len({one.key, other.key, ConvSpec(32, 3, 8, 3, 1, "relu").key}) == 3

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onceforall import serial
 from onceforall.architecture import Architecture, Gene
 from onceforall.choices import Unit
 from onceforall.cost.analytic import Parameters
@@ -37,6 +36,8 @@ BARE = Unit((0, 2))  # blocks with nothing to choose: only their number
 class Strange(SearchSpace):
     """Blocks with heads and ratios, and a unit whose blocks have no choices at all, on rectangular images."""
 
+    kind = "strange"
+
     units: tuple[Unit, ...]
 
     def stem(self, resolution: Size, multiplier: float = 1) -> tuple[LayerSpec, ...]:
@@ -49,9 +50,6 @@ class Strange(SearchSpace):
 
     def head(self, resolution: Size, multiplier: float = 1) -> tuple[LayerSpec, ...]:
         return (LinearSpec(8, 10),)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"type": "strange", **serial.to_json(self)}
 
 
 STRANGE = Strange((16, (32, 16), 32), (HEADS, BARE, replace(HEADS, tied=(), width_multipliers=(0.5, 1))))
@@ -181,5 +179,5 @@ def test_names_that_a_gene_or_a_space_needs_are_refused(name: Any) -> None:
 
 def test_square_pairs_are_numbers_everywhere_and_no_choice_is_no_number() -> None:
     assert STRANGE.restrict(resolutions=[(32, 32), [32, 16]]).resolutions == ((32, 16), 32)
-    with pytest.raises(InvalidConfiguration, match="0 largest choices of heads: expected at least 1"):
+    with pytest.raises(InvalidConfiguration, match="largest choices of heads 0: expected an integer of at least 1"):
         STRANGE.largest_choices({"heads": 0})

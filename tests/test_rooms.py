@@ -14,6 +14,7 @@ PACKAGE = Path(onceforall.__file__).parent
 # A room is a module or a folder; it leans on its own room and on those of the floors above it in this list.
 ROOMS = (
     "errors",
+    "checks",
     "download files process registry serial sizes",
     "architecture layers",
     "choices",

@@ -72,7 +72,7 @@ def test_resolutions_and_classes_are_whole_numbers() -> None:
     with pytest.raises(InvalidConfiguration, match=r"resolution 20\.5: expected an integer"):
         mobilenet_v3(resolutions=(20.5, 32))  # type: ignore[arg-type]
     for classes in (0, 1, 2.0):
-        with pytest.raises(InvalidConfiguration, match=f"num_classes {classes}: expected at least 2"):
+        with pytest.raises(InvalidConfiguration, match=f"num_classes {classes}: expected an integer of at least 2"):
             mobilenet_v3(num_classes=classes)  # type: ignore[arg-type]
 
 

@@ -69,6 +69,22 @@ class Layer:
         return ":".join([registered(self).name, *texts])
 
 
+@dataclass(frozen=True, slots=True)
+class KeepsChannels(Layer):
+    """A layer with as many channels out as in."""
+
+    in_size: Size
+    channels: int
+
+    @property
+    def in_channels(self) -> int:
+        return self.channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels
+
+
 @dataclass(frozen=True)
 class Entry:
     """How a layer is called in files, and what makes its module and its elastic form."""
@@ -91,10 +107,16 @@ def register(name: str, spec: type[Layer], module: Maker, elastic: Maker = "once
     "package.module:Name", so that a file without torch can say it. A layer that is defined again, as by a
     notebook's cell, takes its own place. An installed package says `name = "package.module:Spec"` under its entry
     points "onceforall.layers", and registers it in that module. Raises InvalidConfiguration where another layer has
-    that name.
+    that name, or the key is that of the registered layer that it derives from.
     """
     if not (isinstance(spec, type) and issubclass(spec, Layer) and is_dataclass(spec) and callable(spec.__hash__)):
         raise InvalidConfiguration(f"{spec!r} is no layer: expected a frozen dataclass derived from Layer")
+    origin = next(base for base in spec.__mro__ if "key" in vars(base))
+    if origin is not spec and origin in _ENTRIES:
+        raise InvalidConfiguration(
+            f"{spec.__qualname__} has the key of {origin.__qualname__}, so that one would be taken for the other: "
+            "give it a property `key` of its own, or key = Layer.key"
+        )
     _SPECS.register(name, spec)
     _ENTRIES[spec] = Entry(name, module, elastic)
 

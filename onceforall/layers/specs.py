@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onceforall.layers.layer import Activation, Layer, register
+from onceforall.layers.layer import Activation, KeepsChannels, Layer, register
 from onceforall.layers.operation import Operation, addition, convolution
 from onceforall.sizes import Size, said, strided_size
 
@@ -171,23 +171,7 @@ class BottleneckSpec(Layer):
 
 
 @dataclass(frozen=True, slots=True)
-class _Pooling(Layer):
-    """What both poolings share: nothing to learn, and no MACs."""
-
-    in_size: Size
-    channels: int
-
-    @property
-    def in_channels(self) -> int:
-        return self.channels
-
-    @property
-    def out_channels(self) -> int:
-        return self.channels
-
-
-@dataclass(frozen=True, slots=True)
-class MaxPoolSpec(_Pooling):
+class MaxPoolSpec(KeepsChannels):
     """Same-padded maximum over `kernel` x `kernel` pixels."""
 
     kernel: int = 3
@@ -208,7 +192,7 @@ class MaxPoolSpec(_Pooling):
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSpec(_Pooling):
+class PoolSpec(KeepsChannels):
     """Global average pooling to 1 x 1."""
 
     pools: ClassVar[bool] = True

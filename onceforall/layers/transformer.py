@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onceforall.layers.layer import Layer, register
+from onceforall.layers.layer import KeepsChannels, Layer, register
 from onceforall.layers.operation import Operation, addition, convolution
-from onceforall.sizes import Size, height_width, pixels, said
+from onceforall.sizes import Size, height_width, pixels, said, size_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +56,8 @@ class PatchSpec(Layer):
 
 
 @dataclass(frozen=True, slots=True)
-class _Tokens(Layer):
-    """What the layers of tokens share: as many channels out as in, [n, tokens, channels]."""
-
-    in_size: Size
-    channels: int
-
-    @property
-    def in_channels(self) -> int:
-        return self.channels
-
-    @property
-    def out_channels(self) -> int:
-        return self.channels
+class _Tokens(KeepsChannels):
+    """A layer that takes tokens [n, tokens, channels]."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -138,10 +127,7 @@ class TokenPoolSpec(_Tokens):
 
 
 def _token_size(grid: tuple[int, int], class_token: bool) -> Size:
-    height, width = grid
-    if class_token:
-        return height * width + 1, 1
-    return height if height == width else grid
+    return (pixels(grid) + 1, 1) if class_token else size_of(grid)
 
 
 register(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, get_args
+from typing import ClassVar, get_args
 
-from onceforall import serial
 from onceforall.architecture import Gene
+from onceforall.checks import check_integer, check_positive, check_share
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import (
     Activation,
@@ -22,12 +21,12 @@ from onceforall.layers import (
     strided_size,
 )
 from onceforall.sizes import Size
-from onceforall.space import SearchSpace, check_num_classes
-from onceforall.spaces.units import ConvUnit
+from onceforall.space import FEWEST_CLASSES, SearchSpace
+from onceforall.spaces.units import ConvStage
 
 
 @dataclass(frozen=True)
-class Stage(ConvUnit):
+class Stage(ConvStage):
     """One row of a stage table: a unit of inverted residual blocks, `width` channels wide.
 
     The first block has the stride and no shortcut; the others have stride 1 and a shortcut. A width
@@ -35,14 +34,8 @@ class Stage(ConvUnit):
     those that read them.
     """
 
-    width: int
-    stride: int
     activation: Activation
     squeeze_excite: bool
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.needs_a_block()
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,10 @@ class FirstBlock:
     activation: Activation
     shortcut: bool
 
+    def __post_init__(self) -> None:
+        check_integer("width of the first block", self.width, 1)
+        check_integer("stride of the first block", self.stride, 1)
+
 
 @dataclass(frozen=True)
 class InvertedResidualSpace(SearchSpace):
@@ -62,6 +59,8 @@ class InvertedResidualSpace(SearchSpace):
     The head is a 1x1 convolution to `final_width`, global average pooling, a 1x1 convolution
     without batch norm to `mix_width` (0: none), and a linear classifier.
     """
+
+    kind: ClassVar[str] = "inverted_residual"
 
     units: tuple[Stage, ...]
     name: str
@@ -77,7 +76,11 @@ class InvertedResidualSpace(SearchSpace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_num_classes(self.num_classes)
+        check_integer("num_classes", self.num_classes, FEWEST_CLASSES)
+        for name, least in (("stem_width", 1), ("stem_stride", 1), ("final_width", 1), ("mix_width", 0)):
+            check_integer(name, getattr(self, name), least)
+        check_share("dropout", self.dropout)
+        check_positive("bn_eps", self.bn_eps)
         for activation in (self.activation, self.first.activation, *(stage.activation for stage in self.units)):
             if activation not in get_args(Activation):
                 raise InvalidConfiguration(f"activation {activation!r}: choices are {', '.join(get_args(Activation))}")
@@ -148,12 +151,3 @@ class InvertedResidualSpace(SearchSpace):
         for stage in self.units[: unit + (index > 0)]:
             size = strided_size(size, stage.stride)
         return size
-
-    def to_json(self) -> dict[str, Any]:
-        return {"type": "inverted_residual", **serial.to_json(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> InvertedResidualSpace:
-        """The inverse of `to_json`. Raises InvalidConfiguration where the form is wrong."""
-        fields = {key: item for key, item in value.items() if key != "type"}
-        return serial.from_json(cls, fields, "an inverted-residual space")

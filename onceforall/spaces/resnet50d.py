@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from onceforall import serial
 from onceforall.architecture import Gene
+from onceforall.checks import check_integer, check_positive, check_share
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import (
     BottleneckSpec,
@@ -21,22 +22,15 @@ from onceforall.layers import (
     strided_size,
 )
 from onceforall.sizes import Size
-from onceforall.space import SearchSpace, check_num_classes
-from onceforall.spaces.units import ConvUnit
+from onceforall.space import FEWEST_CLASSES, SearchSpace
+from onceforall.spaces.units import ConvStage, ConvUnit
 
 STEM_UNITS = 2
 
 
 @dataclass(frozen=True)
-class BottleneckStage(ConvUnit):
-    """A unit of bottleneck blocks, `width` channels wide; the first one has the stride and a shortcut of its own."""
-
-    width: int
-    stride: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.needs_a_block()
+class BottleneckStage(ConvStage):
+    """A unit of bottleneck blocks; the first one has a shortcut of its own."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,8 @@ class ResNetSpace(SearchSpace):
     the stages; the expand ratio of a bottleneck is its middle by its output channels.
     """
 
+    kind: ClassVar[str] = "resnet"
+
     units: tuple[ConvUnit, ...]
     name: str
     num_classes: int
@@ -58,7 +54,12 @@ class ResNetSpace(SearchSpace):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_num_classes(self.num_classes)
+        check_integer("num_classes", self.num_classes, FEWEST_CLASSES)
+        if not isinstance(self.name, str):
+            raise InvalidConfiguration(f"name {self.name!r}: expected a string")
+        check_integer("stem_width", self.stem_width, 1)
+        check_share("dropout", self.dropout)
+        check_positive("bn_eps", self.bn_eps)
         if len(self.stages) != len(self.units) - STEM_UNITS or not self.stages:
             raise InvalidConfiguration("a ResNet space has two units of the stem, and then stages")
         if any(unit.kernels != (3,) for unit in self.units):
@@ -121,14 +122,11 @@ class ResNetSpace(SearchSpace):
             size = strided_size(size, unit.stride)
         return size
 
-    def to_json(self) -> dict[str, Any]:
-        return {"type": "resnet", **serial.to_json(self)}
-
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ResNetSpace:
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`. Raises InvalidConfiguration where the form is wrong."""
         fields = {key: item for key, item in value.items() if key != "type"}
-        try:
+        try:  # units are of two types, so that annotations do not tell
             stem, stages = fields["units"][:STEM_UNITS], fields["units"][STEM_UNITS:]
             units: tuple[ConvUnit, ...] = serial.from_json(tuple[ConvUnit, ...], stem, "units of a ResNet's stem")
             units += serial.from_json(tuple[BottleneckStage, ...], stages, "stages of a ResNet")

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from onceforall.architecture import Named
-from onceforall.choices import BaseUnit, Options, Values, ascending, is_positive
+from onceforall.checks import check_integer, is_positive
+from onceforall.choices import BaseUnit, Options, Values, ascending
 from onceforall.errors import InvalidConfiguration
 
 
@@ -41,8 +42,18 @@ class ConvUnit(BaseUnit):
     def having(self, choices: Options) -> dict[str, Any]:
         return {"kernels": choices["kernel"], "expands": choices["expand"]}
 
-    def needs_a_block(self) -> None:
-        """Raises InvalidConfiguration where depth 0 would leave out a change of width or size."""
+
+@dataclass(frozen=True)
+class ConvStage(ConvUnit):
+    """A row of a stage table: a unit of blocks `width` channels wide, the first of which has the stride."""
+
+    width: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("width", self.width, 1)
+        check_integer("stride", self.stride, 1)
         if self.depths[0] < 1:
             raise InvalidConfiguration(
                 f"depths {self.depths}: a unit that changes width or size has at least one block"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-from onceforall import serial
 from onceforall.architecture import Gene
-from onceforall.choices import Unit, ascending, is_positive
+from onceforall.checks import check_integer, check_share, is_positive
+from onceforall.choices import Unit, ascending
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import LayerSpec, LinearSpec
 from onceforall.layers.transformer import EncoderSpec, PatchSpec, TokenPoolSpec
 from onceforall.sizes import Size, height_width, pixels, scaled, size_of
-from onceforall.space import SearchSpace, check_num_classes
+from onceforall.space import FEWEST_CLASSES, SearchSpace
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class ViTSpace(SearchSpace):
     `head_channels` each, and "ratio", its MLP's middle by its outer channels. `patches`: pairs of a
     resolution and the side of its patches (px). `class_token`: the classifier reads that, else the mean of all tokens.
     """
+
+    kind: ClassVar[str] = "vit"
 
     units: tuple[Unit, ...]
     name: str
@@ -37,7 +39,7 @@ class ViTSpace(SearchSpace):
     def __post_init__(self) -> None:
         object.__setattr__(self, "patches", tuple((size_of(size), patch) for size, patch in self.patches))
         super().__post_init__()
-        check_num_classes(self.num_classes)
+        check_integer("num_classes", self.num_classes, FEWEST_CLASSES)
         (unit, *others) = self.units
         if others or set(unit.choices) != {"heads", "ratio"}:
             raise InvalidConfiguration(
@@ -46,8 +48,9 @@ class ViTSpace(SearchSpace):
             )
         ascending("heads", unit.choices["heads"], lambda n: isinstance(n, int) and n > 0, "positive integers")
         ascending("ratio", unit.choices["ratio"], is_positive, "positive numbers")
-        if min(self.width, self.head_channels) < 1:
-            raise InvalidConfiguration(f"width {self.width}, head_channels {self.head_channels}: expected 1 or more")
+        check_integer("width", self.width, 1)
+        check_integer("head_channels", self.head_channels, 1)
+        check_share("dropout", self.dropout)
         for size in self.resolutions:
             patch = dict(self.patches).get(size)
             if not isinstance(patch, int) or patch < 1 or any(side % patch for side in height_width(size)):
@@ -77,15 +80,6 @@ class ViTSpace(SearchSpace):
 
     def _tokens(self, resolution: Size) -> Size:
         return self.stem(resolution)[0].out_size
-
-    def to_json(self) -> dict[str, Any]:
-        return {"type": "vit", **serial.to_json(self)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ViTSpace:
-        """The inverse of `to_json`. Raises InvalidConfiguration where the form is wrong."""
-        fields = {key: item for key, item in value.items() if key != "type"}
-        return serial.from_json(cls, fields, "a vision transformer's space")
 
 
 def vit(

@@ -89,8 +89,7 @@ def test_an_unknown_activation_is_refused(place: str) -> None:
 class Own(InvertedResidualSpace):
     """A space of somebody else, with JSON of its own."""
 
-    def to_json(self) -> dict[str, Any]:
-        return {**super().to_json(), "type": "own"}
+    kind = "own"
 
 
 def read_own(value: Mapping[str, Any]) -> SearchSpace:
@@ -118,3 +117,45 @@ def test_the_type_of_another_space_is_taken(kind: str) -> None:
     with pytest.raises(InvalidConfiguration, match=f"^space type '{kind}' is taken: choose another name$"):
         spaces.register(kind, read_own)
     assert type(spaces.from_json(BUILT_IN[kind].to_json())) in (InvertedResidualSpace, ResNetSpace)
+
+
+# Wrong values in a stage table
+
+
+WRONG = {
+    ("inverted_residual", "units", "width"): (0, -8, 2.5, float("nan"), True, "8"),
+    ("inverted_residual", "units", "stride"): (0, -1, None),
+    ("inverted_residual", "first", "width"): (0, -16),
+    ("inverted_residual", "first", "stride"): (0,),
+    ("inverted_residual", "stem_width"): (0, -16),
+    ("inverted_residual", "stem_stride"): (0,),
+    ("inverted_residual", "final_width"): (0,),
+    ("inverted_residual", "mix_width"): (-1,),
+    ("inverted_residual", "dropout"): (-0.1, 1.0, float("nan")),
+    ("inverted_residual", "bn_eps"): (0.0, -1e-5, float("nan"), float("inf")),
+    ("inverted_residual", "num_classes"): (1, 2.5),
+    ("inverted_residual", "name"): (3,),
+    ("resnet", "units", "width"): (0, -8, "8"),
+    ("resnet", "units", "stride"): (0,),
+    ("resnet", "stem_width"): (0, "64", 2.5),
+    ("resnet", "dropout"): (1.0, "0.1", float("nan")),
+    ("resnet", "bn_eps"): (0.0, float("nan"), "small"),
+    ("resnet", "num_classes"): (1, "ten"),
+    ("resnet", "name"): (None, 3),
+    ("vit", "width"): (0, 2.5),
+    ("vit", "head_channels"): (0, -32),
+    ("vit", "dropout"): (1.5, float("nan")),
+}
+
+
+@pytest.mark.parametrize(("place", "wrong"), [(place, wrong) for place, values in WRONG.items() for wrong in values])
+def test_a_wrong_value_of_a_file_is_named(place: tuple[str, ...], wrong: object) -> None:
+    kind, *path, name = place
+    value = json.loads(json.dumps({**BUILT_IN, "vit": spaces.vit_small_images()}[kind].to_json()))
+    home = value
+    for step in path:
+        home = home[step][-1] if isinstance(home[step], list) else home[step]
+    assert name in home
+    home[name] = wrong
+    with pytest.raises(InvalidConfiguration, match=rf"\b{name}\b"):
+        spaces.from_json(value)

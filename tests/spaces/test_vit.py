@@ -141,7 +141,7 @@ def test_a_network_of_tokens_has_timms_methods() -> None:
         (lambda: vit(num_classes=1), "num_classes 1"),
         (lambda: vit(heads=(-1, 2)), "heads (-1, 2): expected distinct positive integers"),
         (lambda: vit(ratios=(0, 1)), "ratio (0, 1): expected distinct positive numbers"),
-        (lambda: vit(width=0), "width 0, head_channels 64: expected 1 or more"),
+        (lambda: vit(width=0), "width 0: expected an integer of at least 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(make: Any, text: str) -> None:

@@ -5,13 +5,13 @@ ofa train --space fused --out runs/fused
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from onceforall import layers, serial, spaces
+from onceforall import layers, spaces
 from onceforall.architecture import Gene
 from onceforall.choices import Unit
 from onceforall.layers import Layer, LinearSpec, Operation, PoolSpec, addition, convolution
@@ -69,6 +69,8 @@ layers.register("fused", FusedSpec, Fused)
 class FusedSpace(SearchSpace):
     """Units of fused blocks, 16, 32, ... channels wide, each of which halves the feature map."""
 
+    kind: ClassVar[str] = "fused"
+
     units: tuple[Unit, ...]
     num_classes: int
 
@@ -87,16 +89,8 @@ class FusedSpace(SearchSpace):
         width = 16 * 2 ** (len(self.units) - 1)
         return PoolSpec(strided_size(resolution, 2 ** len(self.units)), width), LinearSpec(width, self.num_classes)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"type": "fused", **serial.to_json(self)}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> FusedSpace:
-        fields = {key: item for key, item in value.items() if key != "type"}
-        return serial.from_json(cls, fields, "a space of fused blocks")
-
-
-spaces.register("fused", FusedSpace.from_json)  # so that files of this space can be read
+spaces.register(FusedSpace.kind, FusedSpace.from_json)  # so that files of this space can be read
 
 
 def fused(resolutions: Sequence[int] = (24, 32), num_classes: int = 10) -> FusedSpace:

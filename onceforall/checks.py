@@ -1,0 +1,37 @@
+"""Checks of settings, each of which raises InvalidConfiguration with the name, the value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import TypeGuard
+
+from onceforall.errors import InvalidConfiguration
+
+
+def check_integer(name: str, value: object, least: int) -> None:
+    """That a value is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InvalidConfiguration(f"{name} {value}: expected an integer of at least {least}")
+
+
+def check_share(name: str, value: object) -> None:
+    """That a value is a number of at least 0 and below 1."""
+    if not is_number(value) or not 0 <= value < 1:
+        raise InvalidConfiguration(f"{name} {value}: expected a number of at least 0 and below 1")
+
+
+def check_positive(name: str, value: object) -> None:
+    """That a value is a finite number above 0."""
+    if not is_positive(value):
+        raise InvalidConfiguration(f"{name} {value}: expected a finite number above 0")
+
+
+def is_positive(value: object) -> bool:
+    """Whether a value is a finite number above 0."""
+    return is_number(value) and math.isfinite(value) and value > 0
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a number, which true and false are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
