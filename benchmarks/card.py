@@ -1,8 +1,9 @@
 """Claim: the numbers of a shipped supernet's card are what its weights give on the 10,000 test images.
 
-Measures the largest and the smallest sub-network, the eight (depth, expand, kernel) corners at the largest resolution
-and 20 random sub-networks, each extracted and recalibrated. --alone also trains each corner without a supernet for as
-many epochs and gives the gap; these runs go on where they were. Prints the card's table, and one line of JSON last.
+Measures the largest and the smallest sub-network, the corners at the largest resolution (the least or the most of
+depth and of each of the blocks' choices) and 20 random sub-networks, each extracted and recalibrated. --alone also
+trains each corner without a supernet for as many epochs and gives the gap; these runs go on where they were. Prints the
+card's table, and one line of JSON last. Any run folder of a space for CIFAR-10 will do as --model.
 
     python benchmarks/card.py [--model cifar10] [--seed 0]
     python benchmarks/card.py --alone 19 --workers 2 --precision bf16
@@ -24,6 +25,7 @@ import torch
 from rich.progress import track
 
 import onceforall as ofa
+from onceforall.choices import DEPTH
 from onceforall.cost.analytic import macs, params
 from onceforall.space import SearchSpace
 from onceforall.training.trainer import Precision
@@ -32,17 +34,21 @@ from onceforall.training.trainer import Precision
 def named(space: SearchSpace, seed: int) -> list[tuple[str, ofa.Architecture]]:
     """What the card lists."""
     units = space.units[0]
-    ends = ((choices[0], choices[-1]) for choices in (units.depths, units.expands, units.kernels))
+    names = sorted((DEPTH, *units.choices))
+    corners = [
+        dict(zip(names, ends, strict=True))
+        for ends in itertools.product(*((units.options[name][0], units.options[name][-1]) for name in names))
+    ]
     rng = np.random.default_rng(seed)
     return [
         ("largest", space.largest()),
         ("smallest", space.smallest()),
         *(
             (
-                f"corner D{depth} E{expand} K{kernel}",
-                space.uniform(depth=depth, kernel=kernel, expand=expand, resolution=space.resolutions[-1]),
+                "corner " + " ".join(f"{name[0].upper()}{value}" for name, value in corner.items()),
+                space.uniform(resolution=space.resolutions[-1], **corner),
             )
-            for depth, expand, kernel in itertools.product(*ends)
+            for corner in corners
         ),
         *((f"random {number}", space.sample(rng)) for number in range(1, 21)),
     ]
