@@ -157,7 +157,7 @@ class LearnedLatency(LatencyModel, SummedCost):
     @cached_property
     def _solved(self) -> tuple[Any, Matrix]:
         """The Cholesky factor of the training kernel, and its solution for the targets."""
-        factor = cho_factor(_noisy(_kernel(self.kernel, self._points, self._points), self.kernel), lower=True)
+        factor = cho_factor(_noisy(self._cross(self._points), self.kernel), lower=True)
         return factor, cho_solve(factor, self._targets[0])
 
     def _standardised(self, inputs: Matrix) -> Matrix:
@@ -170,7 +170,7 @@ class LearnedLatency(LatencyModel, SummedCost):
 
     def _cross(self, points: Matrix) -> Matrix:
         """The kernel of points with those that were measured."""
-        return _kernel(self.kernel, points, self._points)
+        return _combined(self.kernel, points @ self._points.T, _distances(points, self._points))
 
     def _left_out(self) -> Matrix:
         """Error of the logarithm of each measurement, as predicted from all others."""
@@ -241,10 +241,6 @@ def _distances(a: Matrix, b: Matrix) -> Matrix:
 def _combined(kernel: Sequence[float] | Matrix, products: Matrix, distances: Matrix) -> Matrix:
     linear, smooth, length, _ = np.exp(kernel)
     return np.asarray(linear * products + smooth * np.exp(distances / (-2 * length)))
-
-
-def _kernel(kernel: Kernel, a: Matrix, b: Matrix) -> Matrix:
-    return _combined(kernel, a @ b.T, _distances(a, b))
 
 
 def _noisy(covariance: Matrix, kernel: Sequence[float] | Matrix) -> Matrix:
