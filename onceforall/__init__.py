@@ -13,9 +13,8 @@ from onceforall.checkpoint import load_network, load_supernet, save_network, sav
 from onceforall.choices import Unit
 from onceforall.cost.analytic import MACs, Parameters, PeakActivationMemory, PeakConvolutionMemory, WeightBytes
 from onceforall.cost.latency import LatencyTable, LatencyTables, Timing
-from onceforall.cost.learned import LearnedLatency
+from onceforall.cost.learned import LearnedLatency, load_latency
 from onceforall.cost.model import Constraint, CostModel
-from onceforall.cost.saved import load_latency
 from onceforall.cost.validation import Validation
 from onceforall.data.batches import Batch
 from onceforall.data.cifar10 import cifar10

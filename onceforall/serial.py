@@ -6,7 +6,7 @@ A class that has `to_json` and the class method `from_json`, and is no dataclass
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import msgspec
 import numpy as np
@@ -57,6 +57,8 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(kind: Any, value: Any) -> Any:
+    if get_origin(kind) is np.ndarray:
+        return np.array(value, float)
     try:
         return kind.from_json(value)
     except OFAError as problem:  # msgspec adds the place to errors of its own kind alone

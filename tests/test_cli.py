@@ -22,7 +22,7 @@ from onceforall import cli, interop, spaces
 from onceforall.bundle import measure as bundle_measure
 from onceforall.bundle.bundle import RUNTIMES, Bundle
 from onceforall.checkpoint import load_network, load_supernet, save_supernet
-from onceforall.cost.saved import load_latency
+from onceforall.cost.learned import load_latency
 from onceforall.data.dataset import ImageData
 from onceforall.errors import BrokenClaim, InvalidConfiguration
 from onceforall.files import as_json

@@ -30,7 +30,7 @@ from onceforall.cli.common import (
     read_limits,
 )
 from onceforall.cost.latency import LatencyTables
-from onceforall.cost.saved import load_latency
+from onceforall.cost.learned import load_latency
 from onceforall.data.sources import open_data
 from onceforall.deploy import exports
 from onceforall.deploy.manifest import differences, read_manifest

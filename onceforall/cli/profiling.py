@@ -11,8 +11,7 @@ from rich.console import Console
 from onceforall import devices as runtimes
 from onceforall.cli.common import Device, DevicePrecision, Model, Seed, Threads, announce, app, console, load_model
 from onceforall.cost.latency import LatencyTable
-from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.saved import load_latency
+from onceforall.cost.learned import LearnedLatency, load_latency
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import check_writable
 from onceforall.profiling.profile import adapt as run_adapt

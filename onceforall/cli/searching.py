@@ -28,9 +28,8 @@ from onceforall.cli.common import (
 from onceforall.cost.analytic import MACs
 from onceforall.cost.bounds import parse_bound
 from onceforall.cost.latency import LatencyTable, LatencyTables
-from onceforall.cost.learned import LearnedLatency
+from onceforall.cost.learned import LearnedLatency, load_latency
 from onceforall.cost.model import Constraint
-from onceforall.cost.saved import load_latency
 from onceforall.data.sources import open_data
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import write_json

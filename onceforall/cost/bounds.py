@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 
+from onceforall.cost import by_name, names
 from onceforall.cost.model import Constraint
-from onceforall.cost.registry import by_name, names
 from onceforall.errors import InvalidConfiguration
 from onceforall.space import SearchSpace
 
+NUMBER = r"\+?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 FACTORS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 1024.0, "Mi": 1024.0**2, "Gi": 1024.0**3}
 SHORT = {"bytes": "B"}  # what units are called behind a factor
 WORDS = {"ms": 'milliseconds ("0.5 ms")', "bytes": 'bytes ("200 KiB")'}
@@ -20,19 +21,12 @@ def parse_bound(text: str, unit: str, largest: float, what: str = "bound") -> fl
 
     Raises InvalidConfiguration, which calls it `what`.
     """
-    match = re.fullmatch(r"\s*([-+.\deE]+?)\s*([A-Za-z%][\w%/]*)\s*", text)
-    number, factor = (_number(match[1]), _factor(match[2], unit)) if match else (math.nan, None)
+    match = re.fullmatch(rf"\s*({NUMBER})\s*([A-Za-z%][\w%/]*)\s*", text)
+    number, factor = (float(match[1]), _factor(match[2], unit)) if match else (0.0, None)
     if factor is None or not 0 < number < math.inf:
         units = WORDS.get(unit, f'{unit} ("5 {unit}" or "5 M")')
         raise InvalidConfiguration(f'{what} {text!r}: give {units} or a share of the largest network ("60%"), above 0')
     return number / 100 * largest if match and match[2] == "%" else number * factor
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def _factor(said: str, unit: str) -> float | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,15 +29,6 @@ NAMES = tuple(f"{kind}: {quantity}" for kind in KINDS for quantity in QUANTITIES
 _KIND_OF = {"dense": "convolution", "grouped": "convolution", "add": "sum"}
 
 
-class Work(NamedTuple):
-    """One call: its kind, MACs, elements read and written, weights read."""
-
-    kind: str
-    macs: int
-    elements: int
-    weights: int
-
-
 def features(layers: Sequence[LayerSpec]) -> NDArray[np.float64]:
     """Calls, MACs, elements moved and weights of each kind of operation, shape [len(NAMES)]."""
     return np.asarray(np.sum([layer_features(layer) for layer in layers], axis=0))
@@ -46,17 +36,10 @@ def features(layers: Sequence[LayerSpec]) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=100_000)
 def layer_features(layer: LayerSpec) -> NDArray[np.float64]:
-    """`features` of one layer. Raises InvalidConfiguration where nobody registered it."""
-    result = np.zeros((len(KINDS), len(QUANTITIES)))
-    for kind, macs, elements, weights in _works(layer):
-        result[KINDS.index(kind)] += (1, macs, elements, weights)
-    return result.ravel()
-
-
-def _works(layer: LayerSpec) -> Iterator[Work]:
-    """The operations as files have always counted them: a pooling inside a block, and a single convolution's sum,
-    are part of that convolution.
+    """`features` of one layer, as files have always counted them: a pooling inside a block, and a single convolution's
+    sum, are part of that convolution. Raises InvalidConfiguration where nobody registered the layer.
     """
+    result = np.zeros((len(KINDS), len(QUANTITIES)))
     operations = list(operations_of([layer]))
     convolutions = sum(operation.weights > 0 for operation in operations)
     pooled = 0
@@ -65,8 +48,10 @@ def _works(layer: LayerSpec) -> Iterator[Work]:
             pooled = operation.inputs
         elif operation.kind != "add" or convolutions != 1:
             elements = (pooled or operation.inputs) + operation.outputs
-            yield Work(_kind(operation.kind, operation.kernel), operation.macs, elements, operation.weights)
+            kind = KINDS.index(_kind(operation.kind, operation.kernel))
+            result[kind] += (1, operation.macs, elements, operation.weights)
             pooled = 0
+    return result.ravel()
 
 
 def _kind(kind: str, kernel: int | tuple[int, int]) -> str:

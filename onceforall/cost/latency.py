@@ -1,16 +1,18 @@
-"""A latency table: milliseconds a layer, summed, with one affine correction. No torch."""
+"""Latency models and their files; the latency table: milliseconds a layer, summed, with one correction. No torch."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
+from onceforall import serial
 from onceforall.cost.model import AdditiveCost, CostModel, input_size
 from onceforall.cost.validation import Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
@@ -19,8 +21,34 @@ from onceforall.layers import LayerSpec
 from onceforall.sizes import Size, parsed, said, side
 from onceforall.space import SearchSpace
 
-FORMAT = "onceforall.latency/1"
-FORMAT_BY_RESOLUTION = "onceforall.latency-by-resolution/1"
+
+class LatencyModel(CostModel):
+    """Milliseconds of a network, learnt from measurements on a device, with a file of its own.
+
+    format: what its files say that they are; what: a word for messages.
+    """
+
+    name = "latency"
+    unit = "ms"
+    kind = "predicted"
+    format: ClassVar[str]
+    what: ClassVar[str]
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object from which `from_json` makes an equal model."""
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON. Raises UnwritableOutput."""
+        write_json(Path(path), self.to_json())
+
+    @classmethod
+    def _fields(cls, value: Any) -> dict[str, Any]:
+        """What an object of such a file holds beside its format and unit. Raises InvalidConfiguration."""
+        given = value if isinstance(value, Mapping) else {}
+        if given.get("format") != cls.format:
+            raise InvalidConfiguration(f"{cls.what} of format {given.get('format')!r}: expected {cls.format!r}")
+        return {name: content for name, content in given.items() if name not in ("format", "unit")}
 
 
 @dataclass(frozen=True)
@@ -33,7 +61,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class LatencyTable(AdditiveCost):
+class LatencyTable(LatencyModel, AdditiveCost):
     """Latency of every layer of a space on one device, and what was measured of whole networks.
 
     Predicted latency (ms) = constant + scale * sum over layers. `device` says what was measured.
@@ -44,9 +72,8 @@ class LatencyTable(AdditiveCost):
     scale: float = 1.0
     constant: float = 0.0
     validation: Validation | None = None
-    name: str = field(default="latency", init=False)
-    unit: str = field(default="ms", init=False)
-    kind = "predicted"
+    format = "onceforall.latency/1"
+    what = "latency table"
 
     def layer_cost(self, layer: LayerSpec) -> float:
         """Scaled milliseconds of a layer. Raises OutOfDomain where the table has no such layer."""
@@ -70,41 +97,18 @@ class LatencyTable(AdditiveCost):
         return replace(self, scale=scale, constant=constant)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object from which `from_json` makes an equal table."""
-        return {
-            "format": FORMAT,
-            "unit": "ms",
-            "device": dict(self.device),
-            "scale": self.scale,
-            "constant": self.constant,
-            "validation": self.validation.to_json() if self.validation else None,
-            "entries": {key: asdict(timing) for key, timing in self.entries.items()},
-        }
+        value = serial.to_json(self)
+        entries = value.pop("entries")  # last, as there are hundreds
+        return {"format": self.format, "unit": self.unit, **value, "entries": entries}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> LatencyTable:
         """The inverse of `to_json`. Raises InvalidConfiguration."""
-        if value.get("format") != FORMAT:
-            raise InvalidConfiguration(f"latency table of format {value.get('format')!r}: expected {FORMAT!r}")
-        try:
-            validation = value["validation"]
-            return cls(
-                value["device"],
-                {key: Timing(**timing) for key, timing in value["entries"].items()},
-                float(value["scale"]),
-                float(value["constant"]),
-                Validation.from_json(validation) if validation else None,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InvalidConfiguration(f"not a latency table: {error}") from error
+        return serial.from_json(cls, cls._fields(value), "a latency table")
 
     def summary(self) -> dict[str, Any]:
         """What it is made of, for a manifest."""
         return {"kind": "table", "layers": len(self.entries), "scale": self.scale, "constant_ms": self.constant}
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON. Raises UnwritableOutput."""
-        write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
@@ -119,13 +123,12 @@ class LatencyTable(AdditiveCost):
 
 
 @dataclass(frozen=True)
-class LatencyTables(CostModel):
+class LatencyTables(LatencyModel):
     """One latency table for each input resolution (px), as some devices were measured."""
 
     tables: Mapping[Size, LatencyTable]
-    name: str = field(default="latency", init=False)
-    unit: str = field(default="ms", init=False)
-    kind = "predicted"
+    format = "onceforall.latency-by-resolution/1"
+    what = "latency tables"
 
     def __post_init__(self) -> None:
         if not self.tables:
@@ -143,31 +146,23 @@ class LatencyTables(CostModel):
         return self.at(input_size(layers)).cost(layers)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object from which `from_json` makes equal tables."""
         tables = {said(resolution): table.to_json() for resolution, table in self.tables.items()}
-        return {"format": FORMAT_BY_RESOLUTION, "tables": tables}
+        return {"format": self.format, "tables": tables}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> LatencyTables:
         """The inverse of `to_json`. Raises InvalidConfiguration."""
-        if value.get("format") != FORMAT_BY_RESOLUTION:
-            raise InvalidConfiguration(
-                f"latency tables of format {value.get('format')!r}: expected {FORMAT_BY_RESOLUTION!r}"
-            )
+        given = cls._fields(value)
         try:
-            return cls({parsed(size): LatencyTable.from_json(table) for size, table in value["tables"].items()})
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return cls({parsed(size): LatencyTable.from_json(table) for size, table in given["tables"].items()})
+        except (KeyError, ValueError, AttributeError) as error:
             raise InvalidConfiguration(f"not latency tables: {error}") from error
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON. Raises UnwritableOutput."""
-        write_json(Path(path), self.to_json())
 
-
-def read_table(value: Mapping[str, Any]) -> LatencyTable | LatencyTables:
+def read_table(value: Any) -> LatencyTable | LatencyTables:
     """What `to_json` of either kind of table made. Raises InvalidConfiguration."""
-    kind = LatencyTables if value.get("format") == FORMAT_BY_RESOLUTION else LatencyTable
-    return kind.from_json(value)
+    by_resolution = isinstance(value, Mapping) and value.get("format") == LatencyTables.format
+    return (LatencyTables if by_resolution else LatencyTable).from_json(value)
 
 
 def fit_line(

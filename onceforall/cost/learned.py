@@ -10,7 +10,7 @@ measurements where it resembles the device, through a `base` such as the latency
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
+from onceforall import serial
 from onceforall.cost.analytic import macs
 from onceforall.cost.features import CONVOLUTIONAL, NAMES, QUANTITIES, features, layer_features
-from onceforall.cost.latency import LatencyTable, LatencyTables, fit_line, read_table
+from onceforall.cost.latency import LatencyModel, LatencyTable, LatencyTables, fit_line, read_table
 from onceforall.cost.model import SummedCost, input_size
 from onceforall.cost.validation import Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
-from onceforall.files import write_json
+from onceforall.files import read_json_object
 from onceforall.layers import LayerSpec
 from onceforall.sizes import Size, said, side
 
-FORMAT = "onceforall.learned-latency/1"
 FEWEST = 5
 PRIOR = (0.0, -1.0, 0.0, -3.0)  # of `kernel`, with a standard deviation of
 PRIOR_SPREAD = 3.0
@@ -40,12 +40,11 @@ LEAST_OUTLIER = 0.2  # and 20 %
 FEWEST_FEATURES = len(CONVOLUTIONAL) * len(QUANTITIES)  # of networks that do nothing else
 
 Matrix = NDArray[np.float64]
-Base = LatencyTable | LatencyTables
 Kernel = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedLatency(SummedCost):
+class LearnedLatency(LatencyModel, SummedCost):
     """Latency (ms) of networks on one device, learnt from measured ones with `fit`.
 
     inputs: features of the measured networks [n, features]; measured: their latency (ms), and offsets:
@@ -59,14 +58,13 @@ class LearnedLatency(SummedCost):
     inputs: Matrix
     measured: Matrix
     offsets: Matrix
-    resolutions: tuple[float, float]
+    resolutions: tuple[int | float, int | float]  # a whole number of a file stays whole
     kernel: Kernel
-    base: Base | None = None
+    base: LatencyModel | None = None
     line: tuple[float, float] = (1.0, 0.0)
     validation: Validation | None = None
-    name: str = field(default="latency", init=False)
-    unit: str = field(default="ms", init=False)
-    kind = "predicted"
+    format = "onceforall.learned-latency/1"
+    what = "learned latency"
 
     @classmethod
     def fit(
@@ -74,7 +72,7 @@ class LearnedLatency(SummedCost):
         networks: Sequence[Sequence[LayerSpec]],
         measured: Sequence[float] | Matrix,
         device: Mapping[str, Any],
-        base: Base | None = None,
+        base: LatencyModel | None = None,
     ) -> LearnedLatency:
         """Learn from measured networks (ms): 5 at least, 10 to 30 with a base, else 100 to 1,000.
 
@@ -159,7 +157,7 @@ class LearnedLatency(SummedCost):
     @cached_property
     def _solved(self) -> tuple[Any, Matrix]:
         """The Cholesky factor of the training kernel, and its solution for the targets."""
-        factor = cho_factor(_noisy(_kernel(self.kernel, self._points, self._points), self.kernel), lower=True)
+        factor = cho_factor(_noisy(self._cross(self._points), self.kernel), lower=True)
         return factor, cho_solve(factor, self._targets[0])
 
     def _standardised(self, inputs: Matrix) -> Matrix:
@@ -172,7 +170,7 @@ class LearnedLatency(SummedCost):
 
     def _cross(self, points: Matrix) -> Matrix:
         """The kernel of points with those that were measured."""
-        return _kernel(self.kernel, points, self._points)
+        return _combined(self.kernel, points @ self._points.T, _distances(points, self._points))
 
     def _left_out(self) -> Matrix:
         """Error of the logarithm of each measurement, as predicted from all others."""
@@ -198,52 +196,22 @@ class LearnedLatency(SummedCost):
     # Files
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object from which `from_json` makes an equal model."""
-        return {
-            "format": FORMAT,
-            "unit": self.unit,
-            "device": dict(self.device),
-            "features": list(NAMES[: self.inputs.shape[1]]),
-            "inputs": self.inputs.tolist(),
-            "measured": self.measured.tolist(),
-            "offsets": self.offsets.tolist(),
-            "resolutions": list(self.resolutions),
-            "kernel": list(self.kernel),
-            "base": self.base.to_json() if self.base else None,
-            "line": list(self.line),
-            "validation": self.validation.to_json() if self.validation else None,
-        }
+        value = {"format": self.format, "unit": self.unit, "features": list(NAMES[: self.inputs.shape[1]])}
+        value |= serial.to_json(replace(self, base=None))
+        return value | {"base": self.base.to_json() if self.base else None}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> LearnedLatency:
         """The inverse of `to_json`. Raises InvalidConfiguration."""
-        if value.get("format") != FORMAT:
-            raise InvalidConfiguration(f"learned latency of format {value.get('format')!r}: expected {FORMAT!r}")
-        try:
-            names = tuple(value["features"])
-            if len(names) < FEWEST_FEATURES or names != NAMES[: len(names)]:
-                raise InvalidConfiguration(f"a learned latency of other features: this version has {', '.join(NAMES)}")
-            inputs, measured, offsets = (np.array(value[name], float) for name in ("inputs", "measured", "offsets"))
-            if inputs.shape != (len(measured), len(names)) or offsets.shape != measured.shape:
-                raise InvalidConfiguration(
-                    f"{inputs.shape} inputs and {measured.shape} latencies: not a learned latency"
-                )
-            least, most = map(_number, value["resolutions"])
-            linear, smooth, length, noise = map(float, value["kernel"])
-            scale, constant = map(float, value["line"])
-            return cls(
-                value["device"],
-                inputs,
-                measured,
-                offsets,
-                (least, most),
-                (linear, smooth, length, noise),
-                read_table(value["base"]) if value["base"] else None,
-                (scale, constant),
-                Validation.from_json(value["validation"]) if value["validation"] else None,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InvalidConfiguration(f"not a learned latency: {error}") from error
+        given = cls._fields(value)
+        names, base = given.pop("features", None), given.pop("base", None)
+        if not isinstance(names, list) or len(names) < FEWEST_FEATURES or tuple(names) != NAMES[: len(names)]:
+            raise InvalidConfiguration(f"a learned latency of other features: this version has {', '.join(NAMES)}")
+        found = serial.from_json(cls, given, "a learned latency")
+        shapes = found.inputs.shape, found.measured.shape
+        if shapes != ((found.measured.size, len(names)), found.offsets.shape):
+            raise InvalidConfiguration(f"not a learned latency: {shapes[0]} inputs and {shapes[1]} latencies")
+        return replace(found, base=read_table(base) if base else None)
 
     def summary(self) -> dict[str, Any]:
         """What it is made of, for a manifest."""
@@ -254,12 +222,14 @@ class LearnedLatency(SummedCost):
         """The device of the base, where it is one table."""
         return self.base.device if isinstance(self.base, LatencyTable) else {}
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON. Raises UnwritableOutput."""
-        write_json(Path(path), self.to_json())
+
+def load_latency(path: str | Path) -> LatencyTable | LatencyTables | LearnedLatency:
+    """What `save` of any latency model wrote. Raises InvalidConfiguration."""
+    value = read_json_object(Path(path))
+    return LearnedLatency.from_json(value) if value.get("format") == LearnedLatency.format else read_table(value)
 
 
-def _base_cost(base: Base | None, layers: Sequence[LayerSpec]) -> float:
+def _base_cost(base: LatencyModel | None, layers: Sequence[LayerSpec]) -> float:
     """What a base says of a network, or its MMACs."""
     return base.cost(layers) if base else macs(layers) / 1e6
 
@@ -273,15 +243,6 @@ def _combined(kernel: Sequence[float] | Matrix, products: Matrix, distances: Mat
     return np.asarray(linear * products + smooth * np.exp(distances / (-2 * length)))
 
 
-def _kernel(kernel: Kernel, a: Matrix, b: Matrix) -> Matrix:
-    return _combined(kernel, a @ b.T, _distances(a, b))
-
-
 def _noisy(covariance: Matrix, kernel: Sequence[float] | Matrix) -> Matrix:
     covariance[np.diag_indices_from(covariance)] += np.exp(kernel[3]) + 1e-6
     return covariance
-
-
-def _number(value: Any) -> float:
-    """A number of JSON; a whole one stays whole."""
-    return value if isinstance(value, int) else float(value)

@@ -8,8 +8,7 @@ import numpy as np
 
 from onceforall.architecture import Architecture
 from onceforall.cost.latency import LatencyTable
-from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.saved import load_latency
+from onceforall.cost.learned import LearnedLatency, load_latency
 from onceforall.deploy.call import Call, LabelScores
 from onceforall.deploy.manifest import LATENCY
 from onceforall.devices.device import Device

@@ -14,7 +14,7 @@ from typing import Any
 from onceforall import cost, spaces
 from onceforall.checkpoint import load_network
 from onceforall.cost.analytic import macs, params
-from onceforall.cost.saved import load_latency
+from onceforall.cost.learned import load_latency
 from onceforall.data.dataset import Data
 from onceforall.deploy import exports
 from onceforall.deploy.choosing import settings_of

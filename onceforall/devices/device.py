@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,13 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from onceforall.devices.measure import Session as Session
 from onceforall.devices.measure import describe_machine, random_images
 from onceforall.devices.timing import Load, Run, Turn, Turns, time_turns
 from onceforall.errors import InvalidConfiguration
 
 Images = NDArray[np.float32]
 Shape = tuple[int, ...]
+Model = nn.Module | bytes  # a network: a module in evaluation mode, or the bytes of an ONNX model
+Timed = tuple[Model, Shape]  # a network and its input
 Files = Mapping[str, bytes]  # what a runtime loads, by suffix: {".onnx": ...}, {".xml": ..., ".bin": ...}
+Kept = Collection[int]  # layers of an int8 network that stay in fp32, by their place in the nn.Sequential, from 0
+Report = Callable[[str, int, int], None]  # receives (step, done, total)
 
 CALIBRATING = 32  # random inputs that set the ranges of a quantised network where no images are given
 
@@ -37,27 +42,6 @@ def quietly() -> Iterator[None]:
     with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-class Session(ABC):
-    """A network loaded by a runtime, for inputs of one shape [n, channels, height, width]."""
-
-    @abstractmethod
-    def feed(self, images: Images) -> None:
-        """Place an input where the runtime reads it; not part of what is timed."""
-
-    @abstractmethod
-    def run(self) -> None:
-        """One inference on the input; it returns when the output is complete."""
-
-    @abstractmethod
-    def output(self) -> Images:
-        """The output of the last run: logits [n, classes], or a layer's feature map. It is the caller's to keep."""
-
-    def __call__(self, images: Images) -> Images:
-        self.feed(images)
-        self.run()
-        return self.output()
 
 
 class Device(ABC):
@@ -103,13 +87,7 @@ class Device(ABC):
         return self.describe()
 
     @abstractmethod
-    def convert(
-        self,
-        network: nn.Module | bytes,
-        input_shape: Shape,
-        calibration: Images | None = None,
-        kept: Collection[int] = (),
-    ) -> Files:
+    def convert(self, network: Model, input_shape: Shape, calibration: Images | None = None, kept: Kept = ()) -> Files:
         """The files that the runtime loads for a network: a module in evaluation mode, or the bytes of an ONNX model.
 
         `calibration` [n, channels, height, width] sets the ranges of a quantised network; without it
@@ -122,35 +100,35 @@ class Device(ABC):
     def load(self, files: Files, input_shape: Shape) -> Session:
         """What `convert` made, ready to run."""
 
-    def prepare(self, network: nn.Module | bytes, input_shape: Shape) -> Session:
+    def prepare(self, network: Model, input_shape: Shape) -> Session:
         """A network that can be timed: converted, loaded and fed with random numbers."""
-        session = self.load(self.convert(network, input_shape), input_shape)
-        session.feed(random_images(input_shape))
-        return session
+        return self._fed(self.convert(network, input_shape), input_shape)
 
     def time(
         self,
-        networks: Sequence[tuple[nn.Module | bytes, Shape]],
+        networks: Sequence[Timed],
         turns: Turns,
         *,
         done: Sequence[Turn] = (),
         keep: Callable[[Turn], None] = lambda turn: None,
-        report: Callable[[str, int, int], None] = lambda step, done, total: None,
+        report: Report = lambda step, done, total: None,
     ) -> NDArray[np.float64]:
         """Milliseconds a run of networks with their input shapes, interleaved, shape [networks, turns].
 
         A network that is given several times is converted once and gets as many bursts a turn.
-        `done`, `keep`: as in `time_turns`. `report` receives (step, done, total).
+        `done`, `keep`: as in `time_turns`.
         """
-        converted: dict[tuple[int, Shape], Files] = {}
         loads: list[Load] = []
         with tempfile.TemporaryDirectory() as folder:
-            for number, (network, shape) in enumerate(networks):
-                report("preparing", number, len(networks))
-                known = id(network), shape
-                if known not in converted:
-                    converted[known] = _OnDisk(Path(folder, str(number)), self.convert_keeping(network, shape))
-                loads.append(self.loader(converted[known], shape))
+
+            @cache
+            def converted(network: Model, shape: Shape) -> Callable[[], Files]:
+                """On disk, where it waits: a measurement has hundreds of networks."""
+                return on_disk(Path(folder, str(len(loads))), self.convert_keeping(network, shape))
+
+            for network, shape in networks:
+                report("preparing", len(loads), len(networks))
+                loads.append(self._loader(converted(network, shape), shape))
             report("preparing", len(networks), len(networks))
             return time_turns(
                 loads, turns, done=done, keep=keep, report=lambda count, total: report("timing", count, total)
@@ -158,8 +136,21 @@ class Device(ABC):
 
     def loader(self, files: Files, input_shape: Shape) -> Load:
         """What makes files ready to be timed with random numbers: anew for every burst, or once where that is slow."""
-        load = partial(self._ready, files, input_shape)
-        return load if self.loads_fast else partial(_same, load())
+        return self._loader(lambda: files, input_shape)
+
+    def _loader(self, files: Callable[[], Files], input_shape: Shape) -> Load:
+        def load() -> Run:
+            return self._fed(files(), input_shape).run
+
+        if self.loads_fast:
+            return load
+        run = load()
+        return lambda: run
+
+    def _fed(self, files: Files, input_shape: Shape) -> Session:
+        session = self.load(files, input_shape)
+        session.feed(random_images(input_shape))
+        return session
 
     def with_precision(self, precision: str) -> Device:
         """The same device in another precision. Raises InvalidConfiguration where it has none such."""
@@ -189,18 +180,11 @@ class Device(ABC):
         result.kept = tuple(kept)
         return result
 
-    def convert_keeping(
-        self, network: nn.Module | bytes, input_shape: Shape, calibration: Images | None = None
-    ) -> Files:
+    def convert_keeping(self, network: Model, input_shape: Shape, calibration: Images | None = None) -> Files:
         """`convert`, which leaves the layers in `kept` in floating point; a layer on its own has no place there."""
         if self.kept and (isinstance(network, bytes) or layers_of(network) > 1):
             return self.convert(network, input_shape, calibration, self.kept)
         return self.convert(network, input_shape, calibration)  # not every device can keep layers
-
-    def _ready(self, files: Files, input_shape: Shape) -> Run:
-        session = self.load(files, input_shape)
-        session.feed(random_images(input_shape))
-        return session.run
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -210,15 +194,9 @@ class Device(ABC):
 
     def described(self, runtime: str, **settings: object) -> dict[str, Any]:
         """A description of this device on this machine; `runtime` names the runtime and its version."""
-        return {
-            "name": self.name,
-            "runtime": runtime,
-            **settings,
-            **self.chosen,
-            **describe_machine(),
-        }
+        return {"name": self.name, "runtime": runtime, **settings, **self.chosen, **describe_machine()}
 
-    def check_kept(self, kept: Collection[int]) -> None:
+    def check_kept(self, kept: Kept) -> None:
         """Raises InvalidConfiguration where layers are to be kept and this device has none to keep."""
         if kept and not self.keeps_layers:
             raise InvalidConfiguration(
@@ -243,15 +221,19 @@ class Device(ABC):
             raise InvalidConfiguration(
                 f"calibration images of shape {list(calibration.shape)}: the network takes {['n', *image]}, n from 1"
             )
-        count = -(-len(calibration) // batch) * batch
-        images = calibration[np.arange(count) % len(calibration)]
-        return iter(images.astype(np.float32, copy=False).reshape(-1, *input_shape))
+        batches = np.resize(calibration, (-(-len(calibration) // batch), *input_shape))
+        return iter(batches.astype(np.float32, copy=False))
 
-    def needs_module(self, network: nn.Module | bytes) -> nn.Module:
-        """The module, for runtimes that do not convert from ONNX. Raises InvalidConfiguration."""
+    def own_module(self, network: Model, kept: Kept) -> nn.Module:
+        """A copy of a module, for runtimes that do not convert from ONNX.
+
+        Raises InvalidConfiguration where it is an ONNX model, or lacks a layer that is to be kept.
+        """
+        self.check_kept(kept)
         if isinstance(network, bytes):
             raise InvalidConfiguration(f"{self.name} converts torch modules: an ONNX model cannot be given")
-        return network.eval()
+        check_places(kept, layers_of(network))
+        return copy.deepcopy(network.eval())
 
     def needs(self, package: str) -> Any:
         """An optional package, imported now. Raises InvalidConfiguration that says how to install it."""
@@ -263,12 +245,12 @@ class Device(ABC):
             raise InvalidConfiguration(f"{self.name} needs {package} ({error}): pip install {what}") from error
 
 
-def layers_of(network: nn.Module | bytes) -> int:
+def layers_of(network: Model) -> int:
     """How many layers a network has that can be kept, by place from 0: those of an nn.Sequential."""
     return len(network) if isinstance(network, nn.Sequential) else 0
 
 
-def check_places(kept: Collection[int], layers: int) -> None:
+def check_places(kept: Kept, layers: int) -> None:
     """Raises InvalidConfiguration where a network of so many layers lacks one that is to be kept."""
     wrong = sorted(layer for layer in kept if not 0 <= layer < layers)
     if wrong:
@@ -276,23 +258,13 @@ def check_places(kept: Collection[int], layers: int) -> None:
         raise InvalidConfiguration(f"kept layers {wrong}: {has}")
 
 
-class _OnDisk(Mapping[str, bytes]):
-    """Files of a network that wait on disk: a measurement has hundreds of networks."""
-
-    def __init__(self, path: Path, files: Files) -> None:
-        self._paths = {suffix: path.with_suffix(suffix) for suffix in files}
-        for suffix, content in files.items():
-            self._paths[suffix].write_bytes(content)
-
-    def __getitem__(self, suffix: str) -> bytes:
-        return self._paths[suffix].read_bytes()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
+def on_disk(path: Path, files: Files) -> Callable[[], Files]:
+    """Write the files of a network, each at `path` with its suffix; what reads them again."""
+    for suffix, content in files.items():
+        path.with_suffix(suffix).write_bytes(content)
+    return partial(from_disk, path, tuple(files))
 
 
-def _same(run: Run) -> Run:
-    return run
+def from_disk(path: Path, suffixes: Sequence[str]) -> Files:
+    """The files of a network that lie at `path`."""
+    return {suffix: path.with_suffix(suffix).read_bytes() for suffix in suffixes}

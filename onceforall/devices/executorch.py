@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from onceforall.devices.device import Device, Files, Images, Session, Shape, check_places, layers_of, quietly
+from onceforall.devices.device import Device, Files, Images, Kept, Model, Session, Shape, quietly
 from onceforall.devices.torch import pinned
 
 
@@ -53,16 +52,8 @@ class ExecuTorchDevice(Device):
     def describe(self) -> dict[str, Any]:
         return self.described(f"executorch {self.needs('executorch.version').__version__}", delegate="XNNPACK")
 
-    def convert(
-        self,
-        network: nn.Module | bytes,
-        input_shape: Shape,
-        calibration: Images | None = None,
-        kept: Collection[int] = (),
-    ) -> Files:
-        self.check_kept(kept)
-        module: Any = copy.deepcopy(self.needs_module(network))
-        check_places(kept, layers_of(module))
+    def convert(self, network: Model, input_shape: Shape, calibration: Images | None = None, kept: Kept = ()) -> Files:
+        module: Any = self.own_module(network, kept)
         module = module.to(memory_format=torch.contiguous_format)  # its passes expect weights as they are in shape
         sample = (torch.zeros(input_shape),)
         with pinned(self.threads), torch.no_grad(), quietly():
@@ -81,7 +72,7 @@ class ExecuTorchDevice(Device):
             return ExecuTorchSession(program)
 
     def _quantise(
-        self, module: nn.Module, sample: tuple[torch.Tensor], inputs: Iterator[Images], kept: Collection[int]
+        self, module: nn.Module, sample: tuple[torch.Tensor], inputs: Iterator[Images], kept: Kept
     ) -> nn.Module:
         """int8 weights, one scale a channel, and int8 activations whose ranges `inputs` set."""
         pt2e = self.needs("torchao.quantization.pt2e.quantize_pt2e")

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
-from onceforall.devices import measure
-from onceforall.devices.device import Device, Files, Images, Session, Shape, check_places, layers_of, quietly
-
-
-class LiteRtSession(measure.LiteRt, Session):
-    """A .tflite model in an interpreter with its default delegate."""
-
-
-class LiteRtBuiltinSession(measure.LiteRtBuiltin, Session):
-    """The same without a delegate."""
+from onceforall.devices.device import Device, Files, Images, Kept, Model, Session, Shape, layers_of, quietly
+from onceforall.devices.measure import LiteRt, LiteRtBuiltin
 
 
 class LiteRtDevice(Device):
@@ -26,31 +16,24 @@ class LiteRtDevice(Device):
 
     name = "litert"
     title = "LiteRT (XNNPACK), this machine's processor"
-    suffixes = (measure.LiteRt.suffix,)
+    suffixes = (".tflite",)
     precisions = ("fp32", "int8")
     packages = ("ai-edge-litert", "litert-torch", "ai-edge-quantizer")
     extra = "litert"
     keeps_layers = True
-    delegate: ClassVar[str] = "XNNPACK"
+    session: ClassVar[type[LiteRt]] = LiteRt
 
     def __init__(self, threads: int = 1, precision: str = "fp32") -> None:
         super().__init__(threads, precision)
         self.needs("ai_edge_litert.interpreter")
 
     def describe(self) -> dict[str, Any]:
-        return self.described(f"litert {self.needs('ai_edge_litert').__version__}", delegate=self.delegate)
+        delegate = "XNNPACK" if self.session.delegate else "none"
+        return self.described(f"litert {self.needs('ai_edge_litert').__version__}", delegate=delegate)
 
-    def convert(
-        self,
-        network: nn.Module | bytes,
-        input_shape: Shape,
-        calibration: Images | None = None,
-        kept: Collection[int] = (),
-    ) -> Files:
-        self.check_kept(kept)
-        module = copy.deepcopy(self.needs_module(network))  # its converter changes modules
+    def convert(self, network: Model, input_shape: Shape, calibration: Images | None = None, kept: Kept = ()) -> Files:
+        module = self.own_module(network, kept)  # its converter changes modules
         layers = layers_of(module)
-        check_places(kept, layers)
         litert_torch = self.needs("litert_torch")
         batch, channels, height, width = input_shape
         with quietly(), torch.no_grad():
@@ -64,9 +47,9 @@ class LiteRtDevice(Device):
         return {".tflite": model}
 
     def load(self, files: Files, input_shape: Shape) -> Session:
-        return LiteRtSession(files[".tflite"], self.threads)
+        return self.session(files[".tflite"], self.threads)
 
-    def _quantise(self, model: bytes, inputs: Iterator[Images], kept: Collection[int], layers: int) -> bytes:
+    def _quantise(self, model: bytes, inputs: Iterator[Images], kept: Kept, layers: int) -> bytes:
         """int8 weights, one scale a channel, and int8 activations whose ranges `inputs` set, input and output too.
 
         The input of a network that keeps its first layer stays in floating point as well, the output of
@@ -105,7 +88,4 @@ class LiteRtBuiltinDevice(LiteRtDevice):
 
     name = "litert-builtin"
     title = "LiteRT (built-in kernels), this machine's processor"
-    delegate = "none"
-
-    def load(self, files: Files, input_shape: Shape) -> Session:
-        return LiteRtBuiltinSession(files[".tflite"], self.threads)
+    session = LiteRtBuiltin

@@ -18,6 +18,7 @@ import os
 import platform
 import sys
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,10 @@ TYPE_CHECKING = False  # Python 3.8 knows none of these, and needs none
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
+
+    from numpy.typing import NDArray
+
+    Images = NDArray[np.float32]
 
 
 def orders(networks: int, turns: int, seed: int) -> list[list[int]]:
@@ -75,7 +80,10 @@ def random_images(shape: Sequence[int], seed: int = 0) -> Any:
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, architecture, system; the frequency governor where the system tells it."""
     known = {
-        "processor": _processor(),
+        "processor": _said("model name", "Hardware", "Model")  # x86; then what ARM systems may say
+        or platform.processor()
+        or platform.machine()
+        or "unknown",
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "system": platform.system(),
@@ -85,24 +93,16 @@ def describe_machine() -> dict[str, Any]:
     return known
 
 
-def _processor() -> str:
+@functools.lru_cache(maxsize=None)  # asked for at every load, thousands of times a measurement  # noqa: UP033
+def _said(*names: str) -> str:
+    """What Linux says of the processor under the first of these names that it has; nothing on other systems."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        for name in ("model name", "Hardware", "Model"):  # x86; then what ARM systems may say
+        for name in names:
             for line in lines:
                 if line.startswith(name):
                     return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine() or "unknown"
-
-
-@functools.lru_cache(maxsize=None)  # asked for at every load, thousands of times a measurement  # noqa: UP033
-def _has_vnni() -> bool:
-    """Whether the processor multiplies int8 without overflow, which x86 says; where nothing is said, it is taken to."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0]
-    except OSError:
-        return True
-    return not flags or "vnni" in flags
+    return ""
 
 
 def session_options(threads: int) -> Any:
@@ -113,15 +113,35 @@ def session_options(threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if not _has_vnni():  # x86 before it adds products of uint8 and int8 in 16 bits, where they overflow
+    flags = _said("flags")  # of x86 alone: before VNNI it adds products of uint8 and int8 in 16 bits, which overflow
+    if flags and "vnni" not in flags:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 
-class OnnxRuntime:
-    """An ONNX model in a session of ONNX Runtime's CPU provider: feed, run, output."""
+class Session(ABC):
+    """A network loaded by a runtime, for inputs of one shape [n, channels, height, width]."""
 
-    suffix = ".onnx"
+    @abstractmethod
+    def feed(self, images: Images) -> None:
+        """Place an input where the runtime reads it; not part of what is timed."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """One inference on the input; it returns when the output is complete."""
+
+    @abstractmethod
+    def output(self) -> Images:
+        """The output of the last run: logits [n, classes], or a layer's feature map. It is the caller's to keep."""
+
+    def __call__(self, images: Images) -> Images:
+        self.feed(images)
+        self.run()
+        return self.output()
+
+
+class OnnxRuntime(Session):
+    """An ONNX model in a session of ONNX Runtime's CPU provider."""
 
     def __init__(self, model: bytes, threads: int) -> None:
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -143,14 +163,13 @@ class OnnxRuntime:
         return self._outputs[0]
 
 
-class LiteRt:
-    """A .tflite model in LiteRT's interpreter with its XNNPACK delegate: feed, run, output.
+class LiteRt(Session):
+    """A .tflite model in LiteRT's interpreter with its XNNPACK delegate.
 
     Feature maps are float [n, c, h, w] outside and [n, h, w, c] inside, int8 in a quantised model: feeding and
     reading change them, runs do not.
     """
 
-    suffix = ".tflite"
     delegate = True
 
     def __init__(self, model: bytes, threads: int) -> None:
@@ -214,24 +233,21 @@ def measure(folder: Path, say: Callable[[str], None] = print) -> None:
     plan = json.loads((folder / "plan.json").read_text())
     if plan.get("format") != PLAN_FORMAT:
         raise ValueError(f"plan.json has the format {plan.get('format')!r}: this script reads {PLAN_FORMAT!r}")
-    loads = []
+
+    def load(network: dict[str, Any]) -> Any:
+        session = RUNTIMES[plan["runtime"]]((folder / network["file"]).read_bytes(), plan["threads"])
+        session.feed(random_images(network["shape"]))
+        return session
+
     runtime = ""
     for number, network in enumerate(plan["networks"], 1):
-        model = (folder / network["file"]).read_bytes()
-        if hashlib.sha256(model).hexdigest() != network["sha256"]:
+        if hashlib.sha256((folder / network["file"]).read_bytes()).hexdigest() != network["sha256"]:
             raise ValueError(f"{network['file']} is not the plan's: copy the folder again")
-
-        def load(path: Path = folder / network["file"], shape: Sequence[int] = network["shape"]) -> Any:
-            session = RUNTIMES[plan["runtime"]](path.read_bytes(), plan["threads"])
-            session.feed(random_images(shape))
-            return session
-
-        session = load()
+        session = load(network)
         session.run()
         runtime = session.runtime
         if not np.isfinite(session.output()).all():
             raise ValueError(f"{network['file']}: the output is not finite; this runtime computes something else")
-        loads.append(lambda load=load: load().run)
         say(f"checked {number} of {len(plan['networks'])}")
     machine = {"runtime": runtime, **describe_machine()}
     results = {"format": RESULTS_FORMAT, "plan": plan["digest"], "machine": machine, "turns": []}
@@ -241,6 +257,7 @@ def measure(folder: Path, say: Callable[[str], None] = print) -> None:
         if any(found.get(key) != results[key] for key in ("format", "plan", "machine")):
             raise ValueError("results.json is of another plan or another machine: move it away")
         results = found
+    loads = [lambda network=network: load(network).run for network in plan["networks"]]
     order = orders(len(loads), plan["turns"], plan["seed"])
     for number in range(len(results["turns"]), plan["turns"]):
         results["turns"].append(time_turn(loads, order[number], plan["burst_seconds"]))

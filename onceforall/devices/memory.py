@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from onceforall.devices.device import Device, Files, Shape
+from onceforall.devices.device import Device, Files, Shape, from_disk, on_disk
 from onceforall.devices.measure import random_images
 from onceforall.errors import InvalidConfiguration, OFAError
 from onceforall.process import run_python
@@ -34,8 +34,7 @@ def measure_memory(device: Device, files: Files, input_shape: Shape) -> int:
     if not device.is_here:
         raise InvalidConfiguration(f"{device.name}: memory is measured on this machine; give the device that runs here")
     with tempfile.TemporaryDirectory() as folder:
-        for suffix, content in files.items():
-            Path(folder, f"network{suffix}").write_bytes(content)
+        on_disk(Path(folder, "network"), files)
         try:
             job = pickle.dumps((type(device), *device.made_with, list(files), input_shape))
             Path(folder, JOB).write_bytes(job)
@@ -53,7 +52,7 @@ def main() -> None:
     device: Device = kind(*args, **options)
     images = random_images(shape)
     before = peak(forget=True)
-    session = device.load({suffix: Path(f"network{suffix}").read_bytes() for suffix in suffixes}, shape)
+    session = device.load(from_disk(Path("network"), suffixes), shape)
     for _ in range(RUNS):
         session(images)
     Path(RESULT).write_text(json.dumps({"bytes": peak() - before}))
@@ -67,14 +66,9 @@ def peak(forget: bool = False) -> int:
     if forget:
         with contextlib.suppress(OSError):  # the peak of all imports stays: differences to it are too small then
             FORGET.write_text("5")
-    try:
+    with contextlib.suppress(OSError, KeyError):
         fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
         return 1024 * int(fields["VmHWM"].split()[0])
-    except (OSError, KeyError):
-        return _peak_since_start()
-
-
-def _peak_since_start() -> int:
     try:
         import resource
     except ImportError as error:

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
+from onceforall.devices.device import Device, Files, Images, Kept, Model, Session, Shape, from_disk, on_disk, quietly
 from onceforall.errors import InvalidConfiguration
-
-SUFFIXES = {".param": "network.ncnn.param", ".bin": "network.ncnn.bin"}
 
 
 class NcnnSession(Session):
@@ -46,7 +42,7 @@ class NcnnDevice(Device):
 
     name = "ncnn"
     title = "ncnn, this machine's processor"
-    suffixes = tuple(SUFFIXES)
+    suffixes = (".param", ".bin")
     precisions = ("fp32", "bf16")
     packages = ("ncnn", "pnnx")
     extra = "ncnn"
@@ -58,13 +54,7 @@ class NcnnDevice(Device):
     def describe(self) -> dict[str, Any]:
         return self.described(f"ncnn {self._ncnn.__version__}")
 
-    def convert(
-        self,
-        network: nn.Module | bytes,
-        input_shape: Shape,
-        calibration: Images | None = None,
-        kept: Collection[int] = (),
-    ) -> Files:
+    def convert(self, network: Model, input_shape: Shape, calibration: Images | None = None, kept: Kept = ()) -> Files:
         self.check_kept(kept)
         if input_shape[0] != 1:
             raise InvalidConfiguration(f"batch {input_shape[0]}: ncnn takes one image at a time")
@@ -78,10 +68,10 @@ class NcnnDevice(Device):
             shape = ",".join(map(str, input_shape))
             command = [self._pnnx.EXEC_PATH, str(source), f"inputshape=[{shape}]", "fp16=0"]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-            paths = {suffix: Path(folder, name) for suffix, name in SUFFIXES.items()}
-            if done.returncode or not all(path.exists() for path in paths.values()):
+            path = Path(folder, "network.ncnn.param")
+            if done.returncode or not all(path.with_suffix(suffix).exists() for suffix in self.suffixes):
                 raise InvalidConfiguration(f"pnnx cannot convert this network: {done.stderr[-500:]}")
-            return {suffix: path.read_bytes() for suffix, path in paths.items()}
+            return from_disk(path, self.suffixes)
 
     def load(self, files: Files, input_shape: Shape) -> Session:
         net = self._ncnn.Net()
@@ -90,9 +80,8 @@ class NcnnDevice(Device):
         options.use_fp16_packed = options.use_fp16_storage = options.use_fp16_arithmetic = False  # ARM's default
         options.use_bf16_storage = self.precision == "bf16"
         with tempfile.TemporaryDirectory() as folder:
-            param, weights = Path(folder, "network.param"), Path(folder, "network.bin")
-            param.write_bytes(files[".param"])
-            weights.write_bytes(files[".bin"])
-            if net.load_param(str(param)) or net.load_model(str(weights)):
+            path = Path(folder, "network")
+            on_disk(path, files)
+            if net.load_param(f"{path}.param") or net.load_model(f"{path}.bin"):
                 raise InvalidConfiguration("ncnn cannot load this network: convert it again")
         return NcnnSession(self._ncnn, net)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Collection
 
 import onnx
 import torch
 from torch import nn
 
-from onceforall.devices.device import check_places
+from onceforall.devices.device import Kept, Model, check_places
 
 OPSET = 17
 INPUT = "image"
@@ -39,12 +38,12 @@ def to_onnx(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def as_onnx(network: nn.Module | bytes, input_shape: tuple[int, ...]) -> bytes:
+def as_onnx(network: Model, input_shape: tuple[int, ...]) -> bytes:
     """The ONNX model of a network that may be one already."""
     return network if isinstance(network, bytes) else to_onnx(network, input_shape)
 
 
-def nodes_of_layers(model: bytes, layers: Collection[int]) -> list[onnx.NodeProto]:
+def nodes_of_layers(model: bytes, layers: Kept) -> list[onnx.NodeProto]:
     """The nodes that some layers of an nn.Sequential became, by place from 0: the exporter names them /PLACE/...
 
     Raises InvalidConfiguration where the model has no such layer.

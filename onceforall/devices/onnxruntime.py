@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from onceforall.devices import measure
-from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
+from onceforall.devices.device import Device, Files, Images, Kept, Model, Session, Shape, quietly
+from onceforall.devices.measure import OnnxRuntime
 from onceforall.devices.onnx import INPUT, as_onnx, nodes_of_layers, without_aliases
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -21,16 +19,12 @@ import onnxruntime
 onnxruntime.set_default_logger_severity(3)  # the quantiser's own sessions warn about what it leaves behind
 
 
-class OnnxRuntimeSession(measure.OnnxRuntime, Session):
-    """An ONNX model in a session of the CPU provider."""
-
-
 class OnnxRuntimeDevice(Device):
     """ONNX Runtime's CPU provider with a fixed number of threads."""
 
     name = "onnxruntime"
     title = "ONNX Runtime, this machine's processor"
-    suffixes = (measure.OnnxRuntime.suffix,)
+    suffixes = (".onnx",)
     precisions = ("fp32", "int8")
     packages = ("onnxruntime",)
     keeps_layers = True
@@ -38,13 +32,7 @@ class OnnxRuntimeDevice(Device):
     def describe(self) -> dict[str, Any]:
         return self.described(f"onnxruntime {onnxruntime.__version__}", provider="CPUExecutionProvider")
 
-    def convert(
-        self,
-        network: nn.Module | bytes,
-        input_shape: Shape,
-        calibration: Images | None = None,
-        kept: Collection[int] = (),
-    ) -> Files:
+    def convert(self, network: Model, input_shape: Shape, calibration: Images | None = None, kept: Kept = ()) -> Files:
         self.check_kept(kept)
         model = as_onnx(network, input_shape)
         if self.precision == "int8":
@@ -53,7 +41,7 @@ class OnnxRuntimeDevice(Device):
         return {".onnx": model}
 
     def load(self, files: Files, input_shape: Shape) -> Session:
-        return OnnxRuntimeSession(files[".onnx"], self.threads)
+        return OnnxRuntime(files[".onnx"], self.threads)
 
 
 def quantise(model: bytes, inputs: Iterator[Images], kept: Sequence[str] = ()) -> bytes:

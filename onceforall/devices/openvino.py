@@ -6,14 +6,13 @@ import importlib.util
 import logging
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
+from onceforall.devices.device import Device, Files, Images, Kept, Model, Session, Shape, from_disk, on_disk, quietly
 from onceforall.devices.onnx import as_onnx, nodes_of_layers
 from onceforall.errors import InvalidConfiguration
 
@@ -68,13 +67,7 @@ class OpenVinoDevice(Device):
     def describe(self) -> dict[str, Any]:
         return self.described(f"openvino {self._openvino.__version__}", plugin="CPU", streams=1)
 
-    def convert(
-        self,
-        network: nn.Module | bytes,
-        input_shape: Shape,
-        calibration: Images | None = None,
-        kept: Collection[int] = (),
-    ) -> Files:
+    def convert(self, network: Model, input_shape: Shape, calibration: Images | None = None, kept: Kept = ()) -> Files:
         self.check_kept(kept)
         source = as_onnx(network, input_shape)
         model = self._core.read_model(source)
@@ -98,7 +91,7 @@ class OpenVinoDevice(Device):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "network.xml")
             self._openvino.save_model(model, path, compress_to_fp16=False)
-            return {suffix: path.with_suffix(suffix).read_bytes() for suffix in self.suffixes}
+            return from_disk(path, self.suffixes)
 
     def load(self, files: Files, input_shape: Shape) -> Session:
         settings = {
@@ -109,8 +102,7 @@ class OpenVinoDevice(Device):
         }
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "network.xml")
-            for suffix, content in files.items():
-                path.with_suffix(suffix).write_bytes(content)
+            on_disk(path, files)
             compiled = self._core.compile_model(self._core.read_model(path), "CPU", settings)
         return OpenVinoSession(self._openvino, compiled)
 

@@ -11,17 +11,17 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from torch import nn
 
 from onceforall.devices import measure
-from onceforall.devices.device import Device, Files, Images, Session, Shape
+from onceforall.devices.device import Device, Files, Images, Kept, Model, Report, Session, Shape, Timed
 from onceforall.devices.onnx import as_onnx
 from onceforall.devices.registry import local
 from onceforall.devices.timing import Turn, Turns
@@ -66,13 +66,7 @@ class RemoteDevice(Device):
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, **self.chosen}
 
-    def convert(
-        self,
-        network: nn.Module | bytes,
-        input_shape: Shape,
-        calibration: Images | None = None,
-        kept: Collection[int] = (),
-    ) -> Files:
+    def convert(self, network: Model, input_shape: Shape, calibration: Images | None = None, kept: Kept = ()) -> Files:
         return self._local.convert(network, input_shape, calibration, kept)
 
     def load(self, files: Files, input_shape: Shape) -> Session:
@@ -80,12 +74,12 @@ class RemoteDevice(Device):
 
     def time(
         self,
-        networks: Sequence[tuple[nn.Module | bytes, Shape]],
+        networks: Sequence[Timed],
         turns: Turns,
         *,
         done: Sequence[Turn] = (),
         keep: Callable[[Turn], None] = lambda turn: None,
-        report: Callable[[str, int, int], None] = lambda step, done, total: None,
+        report: Report = lambda step, done, total: None,
     ) -> NDArray[np.float64]:
         """As `Device.time`, from the results of the plan.
 
@@ -102,15 +96,14 @@ class RemoteDevice(Device):
                 f"(Python 3.8 or newer, numpy, {package}), bring results.json back to {results}, "
                 "and run the same command again"
             )
-        machine, measured = read_results(results, plan)
-        self._machine = machine
+        self._machine, measured = read_results(results, plan)
         for turn in measured[len(done) :]:
             keep(turn)
         return np.stack([*done, *measured[len(done) :]], axis=1)
 
-    def _plan(self, networks: Sequence[tuple[nn.Module | bytes, Shape]], turns: Turns) -> dict[str, Any]:
+    def _plan(self, networks: Sequence[Timed], turns: Turns) -> dict[str, Any]:
         """What is to be measured, without the files; `digest` names all of it."""
-        structures = {(id(network), shape): structure(network, shape) for network, shape in _different(networks)}
+        known = cache(structure)  # some networks are given several times
         plan = {
             "format": measure.PLAN_FORMAT,
             "runtime": self.runtime,
@@ -118,47 +111,34 @@ class RemoteDevice(Device):
             "turns": turns.count,
             "burst_seconds": turns.burst_seconds,
             "seed": turns.seed,
-            "networks": [
-                {"structure": structures[id(network), shape], "shape": list(shape)} for network, shape in networks
-            ],
+            "networks": [{"structure": known(network, shape), "shape": list(shape)} for network, shape in networks],
         }
         return {**plan, "digest": hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()}
 
-    def _write(
-        self,
-        folder: Path,
-        plan: Mapping[str, Any],
-        networks: Sequence[tuple[nn.Module | bytes, Shape]],
-        report: Callable[[str, int, int], None],
-    ) -> None:
+    def _write(self, folder: Path, plan: Mapping[str, Any], networks: Sequence[Timed], report: Report) -> None:
         """The plan's folder; what it holds already, whole, is left alone. `plan.json` comes last."""
         if (folder / "plan.json").exists():
             return
-        files: dict[tuple[int, Shape], dict[str, str]] = {}
-        different = _different(networks)
-        for number, (network, shape) in enumerate(different):
-            report("converting", number, len(different))
+
+        @cache
+        def converted(network: Model, shape: Shape) -> dict[str, str]:
             ((suffix, content),) = self.convert_keeping(network, shape).items()
             digest = hashlib.sha256(content).hexdigest()
             file = f"networks/{digest[:16]}{suffix}"  # equal networks share a file
             if not (folder / file).exists():
                 write_atomically(folder / file, content)
-            files[id(network), shape] = {"file": file, "sha256": digest}
-        report("converting", len(different), len(different))
-        entries = [
-            {**entry, **files[id(network), shape]}
-            for (network, shape), entry in zip(networks, plan["networks"], strict=True)
-        ]
+            return {"file": file, "sha256": digest}
+
+        entries: list[dict[str, Any]] = []
+        for (network, shape), entry in zip(networks, plan["networks"], strict=True):
+            report("converting", len(entries), len(networks))
+            entries.append({**entry, **converted(network, shape)})
+        report("converting", len(networks), len(networks))
         write_atomically(folder / "measure.py", inspect.getsource(measure))
         write_json(folder / "plan.json", {**plan, "networks": entries})
 
 
-def _different(networks: Sequence[tuple[nn.Module | bytes, Shape]]) -> list[tuple[nn.Module | bytes, Shape]]:
-    """Each network once, of those that are given several times."""
-    return list({(id(network), shape): (network, shape) for network, shape in networks}.values())
-
-
-def structure(network: nn.Module | bytes, input_shape: Shape) -> str:
+def structure(network: Model, input_shape: Shape) -> str:
     """A digest of what a network computes, weights left out: of its ONNX graph."""
     model = onnx.load_from_string(as_onnx(network, input_shape))
     for tensor in model.graph.initializer:

@@ -49,15 +49,12 @@ def time_turns(
     is complete, `report` (bursts done, bursts in all).
     """
     result = list(done)
-    total = turns.count * len(loads)
-    for number, order in enumerate(orders(len(loads), turns.count, turns.seed)):
-        if number >= len(done):
-            before = number * len(loads)
+    for order in orders(len(loads), turns.count, turns.seed)[len(done) :]:
 
-            def tell(place: int, before: int = before) -> None:
-                report(before + place, total)
+        def tell(place: int, before: int = len(result) * len(loads)) -> None:
+            report(before + place, turns.count * len(loads))
 
-            turn: Turn = np.array(time_turn(loads, order, turns.burst_seconds, tell))
-            result.append(turn)
-            keep(turn)
+        turn: Turn = np.array(time_turn(loads, order, turns.burst_seconds, tell))
+        result.append(turn)
+        keep(turn)
     return np.stack(result, axis=1)

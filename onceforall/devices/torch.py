@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from onceforall.devices.device import Device, Files, Images, Session, Shape, quietly
+from onceforall.devices.device import Device, Files, Images, Kept, Model, Session, Shape, quietly
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.subnet import channels_last
 
@@ -109,16 +108,9 @@ class TorchDevice(Device):
         mode = "compiled" if self.compiled else "eager"
         return self.described(f"torch {torch.__version__}", mode=mode, target=self.target, **gpu)
 
-    def convert(
-        self,
-        network: nn.Module | bytes,
-        input_shape: Shape,
-        calibration: Images | None = None,
-        kept: Collection[int] = (),
-    ) -> Files:
-        self.check_kept(kept)
+    def convert(self, network: Model, input_shape: Shape, calibration: Images | None = None, kept: Kept = ()) -> Files:
         dtype = DTYPES[self.precision]
-        module = copy.deepcopy(self.needs_module(network)).to(dtype)
+        module = self.own_module(network, kept).to(dtype)
         buffer = io.BytesIO()
         with pinned(self.threads), quietly():
             torch.export.save(torch.export.export(module, (torch.zeros(input_shape, dtype=dtype),)), buffer)

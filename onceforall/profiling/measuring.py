@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from onceforall.architecture import Architecture
 from onceforall.cost.latency import Timing
-from onceforall.devices.device import Device, Shape
+from onceforall.devices.device import Device, Report, Shape, Timed
 from onceforall.devices.timing import Turn, Turns
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import append_jsonl, as_json, read_jsonl
@@ -21,8 +22,6 @@ from onceforall.layers import LayerSpec
 from onceforall.nn.subnet import build, fold_batch_norm
 from onceforall.sizes import height_width
 from onceforall.space import SearchSpace
-
-Timed = tuple[nn.Module | bytes, Shape]  # a network and its input
 
 WHOLE = Turns(27, 0.02)  # for whole networks alone
 BURSTS = 3  # of a whole network in each turn of a profile: it is judged by its own noise, a layer by that of sums
@@ -95,39 +94,42 @@ class Measured(NamedTuple):
         return float(50 * np.abs((odd - even) / self.medians).mean())
 
 
-class Progress:
-    """The turns of an interrupted measurement, in a file of their own until it is complete.
+class Measurement:
+    """Networks of a space, timed on a device by one plan; turns are kept in a file until all is complete.
 
-    Raises InvalidConfiguration where the file is of another measurement.
+    `path` is that file, where there is one, and `about` what else tells this measurement from others. An
+    interrupted one goes on. Raises InvalidConfiguration where the file is of another measurement.
     """
 
-    def __init__(self, path: str | Path | None, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, space: SearchSpace, device: Device, turns: Turns, path: str | Path | None, report: Report, **about: Any
+    ) -> None:
+        self.device, self.turns, self.report = device, turns, report
         self.path = Path(path) if path else None
-        self.rows: list[dict[str, Any]] = []
-        if self.path is None:
-            return
-        self.rows = read_jsonl(self.path)
+        identity = {"space": space.to_json(), "device": device.identity(), "turns": asdict(turns), **about}
+        self.rows = read_jsonl(self.path) if self.path else []
         if self.rows and self.rows[0] != as_json(identity):
             raise InvalidConfiguration(
                 f"{self.path} is of a measurement with other settings, of another space or device: remove it"
             )
         if not self.rows:
-            append_jsonl(self.path, identity)
+            self._append(identity)
 
-    def turns(self, step: str) -> list[Turn]:
-        """The turns that a step has, of all its networks."""
-        return [np.array(row["ms"]) for row in self.rows[1:] if row["step"] == step]
+    def time(self, step: str, networks: Sequence[Timed], purpose: str = "") -> NDArray[np.float64]:
+        """Milliseconds a run, shape [networks, turns]; `purpose` follows what is reported."""
+        return self.device.time(
+            networks,
+            self.turns,
+            done=[np.array(row["ms"]) for row in self.rows[1:] if row["step"] == step],
+            keep=lambda turn: self._append({"step": step, "ms": turn.tolist()}),
+            report=lambda what, done, total: self.report(what + purpose, done, total),
+        )
 
-    def keeper(self, step: str) -> Callable[[Turn], None]:
-        """What writes a step's new turns down."""
+    def _append(self, row: dict[str, Any]) -> None:
+        if self.path:
+            append_jsonl(self.path, row)
 
-        def keep(turn: Turn) -> None:
-            if self.path is not None:
-                append_jsonl(self.path, {"step": step, "ms": turn.tolist()})
-
-        return keep
-
-    def remove(self) -> None:
-        """The measurement is complete."""
-        if self.path is not None:
+    def complete(self) -> None:
+        """Nothing is left to go on with."""
+        if self.path:
             self.path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,36 +25,28 @@ from onceforall.architecture import Architecture
 from onceforall.cost.latency import LatencyTable, LatencyTables, unique_layers
 from onceforall.cost.learned import LearnedLatency
 from onceforall.cost.validation import Errors, Validation
-from onceforall.devices.device import Device
+from onceforall.devices.device import Device, Report, Timed
 from onceforall.devices.timing import Turn, Turns
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import LayerSpec
 from onceforall.profiling.measuring import (
     BURSTS,
     Measured,
-    Progress,
-    Timed,
+    Measurement,
     single_layer,
     steady,
     summarise,
     whole_network,
 )
-from onceforall.profiling.sampling import (
-    FEWEST,
-    FEWEST_JUDGES,
-    counts_within,
-    fitting_networks,
-    judging_networks,
-    random_networks,
-)
 from onceforall.space import SearchSpace
 
 Layers = Sequence[LayerSpec]
-Report = Callable[[str, int, int], None]
 
 EMPTY: Timed = (nn.Identity(), (1, 8, 1, 1))
 FLOOR_MS = 1e-4  # ms; a layer never costs less, whatever the noise of a difference says
-FEWEST_ADAPTING = 5
+FEWEST = 8  # calibrating networks,
+FEWEST_JUDGES = 4  # and validating ones
+FEWEST_ADAPTING = 5  # of those that calibrate
 ANCHORS = 8  # calibrating networks that are timed again beside those of a learned latency
 EXTREMES = 4  # of the calibrating networks, which come first
 FOLDS = 6
@@ -91,22 +83,19 @@ def profile(
             f"calibrating {calibrating}, validating {validating}, turns {turns}, learning {learning}: "
             f"expected at least {FEWEST}, {FEWEST_JUDGES}, 2 and 0"
         )
-    calibrating, validating = counts_within(space, calibrating, validating)
-    plan = Turns(turns, burst_seconds, seed)
-    identity: dict[str, Any] = {"space": space.to_json(), "device": device.identity(), "turns": asdict(plan)}
-    identity |= {"networks": [calibrating, validating, learning], "bursts": BURSTS, "anchors": ANCHORS}
-    identity["given"] = [arch.to_json() for arch in given]
-    log = Progress(progress, identity)
+    calibrating, validating = _counts_within(space, calibrating, validating)
+    about: dict[str, Any] = {"networks": [calibrating, validating, learning], "bursts": BURSTS, "anchors": ANCHORS}
+    about["given"] = [arch.to_json() for arch in given]
+    run = Measurement(space, device, Turns(turns, burst_seconds, seed), progress, report, **about)
     rng = np.random.default_rng(seed)
-    fitting = fitting_networks(space, calibrating, rng)
-    kinds = judging_networks(space, validating, rng, fitting) | dict.fromkeys(given, "given")
+    fitting = _fitting_networks(space, calibrating, rng)
+    kinds = _judging_networks(space, validating, rng, fitting) | dict.fromkeys(given, "given")
     judging = {arch: kind for arch, kind in kinds.items() if arch not in fitting}
     networks = [*fitting, *judging]
     layers = unique_layers(space)
 
     jobs = [EMPTY, *map(single_layer, layers), *BURSTS * [whole_network(space, arch) for arch in networks]]
-    times = device.time(jobs, plan, done=log.turns("table"), keep=log.keeper("table"), report=report)
-    ms, drift = steady(times)
+    ms, drift = steady(run.time("table", jobs))
     of_empty, of_layers, of_networks = np.split(ms, [1, 1 + len(layers)])
     call = float(np.median(of_empty))
     entries = {}
@@ -120,21 +109,16 @@ def profile(
     model, error = _choose(plain, known, truth, GOOD if learning else math.inf)
     learning = min(learning, space.size - len(networks))
     if learning and error > max(ENOUGH, 2 * whole.noise):
-        anchors, more = fitting[:ANCHORS], random_networks(space, learning, rng, networks)
-        times = device.time(
-            BURSTS * [whole_network(space, arch) for arch in [*anchors, *more]],
-            plan,
-            done=log.turns("learning"),
-            keep=log.keeper("learning"),
-            report=lambda step, done, total: report(f"{step} for a learned latency", done, total),
-        )
+        anchors, more = fitting[:ANCHORS], _random_networks(space, learning, rng, networks)
+        jobs = BURSTS * [whole_network(space, arch) for arch in [*anchors, *more]]
+        times = run.time("learning", jobs, " for a learned latency")
         later = Measured.pooled([*anchors, *more], *steady(times))
         # By how much the machine is slower at this moment than at that of the table.
         pace = float(np.median(later.of(anchors).medians / whole.of(anchors).medians))
         known += [space.lower(arch) for arch in more]
         model, _ = _choose(plain, known, np.concatenate([truth, later.of(more).medians / pace]), GOOD)
     result = _validated(model, space, judging, whole)
-    log.remove()
+    run.complete()
     return result
 
 
@@ -166,22 +150,65 @@ def adapt(
     if table is None:
         raise InvalidConfiguration("a latency that was learned without a table: adapt from a table of layers")
     rng = np.random.default_rng(seed)
-    fitting = fitting_networks(space, calibrating, rng)
-    judging = judging_networks(space, validating, rng, fitting)
+    fitting = _fitting_networks(space, calibrating, rng)
+    judging = _judging_networks(space, validating, rng, fitting)
     networks = [*fitting, *judging]
     for arch in networks:
         table.cost(space.lower(arch))  # raises now, not after the measurement, where it is of another space
-    plan = Turns(turns, burst_seconds, seed)
-    identity = {"space": space.to_json(), "device": device.identity(), "turns": asdict(plan)}
-    log = Progress(progress, {**identity, "networks": [calibrating, validating]})
+    about = {"networks": [calibrating, validating]}
+    run = Measurement(space, device, Turns(turns, burst_seconds, seed), progress, report, **about)
     jobs = [whole_network(space, arch) for arch in networks]
-    times = device.time(jobs, plan, done=log.turns("networks"), keep=log.keeper("networks"), report=report)
-    whole = Measured(networks, *steady(times))
+    whole = Measured(networks, *steady(run.time("networks", jobs)))
     known = [space.lower(arch) for arch in fitting]
     model = LearnedLatency.fit(known, whole.of(fitting).medians, device.describe(), table)
     result = _validated(model, space, judging, whole)
-    log.remove()
+    run.complete()
     return result
+
+
+def _counts_within(space: SearchSpace, calibrating: int, validating: int) -> tuple[int, int]:
+    """As many networks that fit, and others that judge, as the space has. Raises InvalidConfiguration."""
+    if space.size < FEWEST + FEWEST_JUDGES:
+        raise InvalidConfiguration(
+            f"this space has {space.size} networks, fewer than {FEWEST + FEWEST_JUDGES}: time each of them"
+        )
+    validating = max(FEWEST_JUDGES, min(validating, space.size * validating // (calibrating + validating)))
+    return min(calibrating, space.size - validating), validating
+
+
+def _fitting_networks(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Architecture]:
+    """The smallest and largest networks of the smallest and largest resolution first, some uniform, the rest random.
+
+    Random networks are all much alike: those that a search ends at, or a person picks, are further out.
+    """
+    ends = [space.restrict(resolutions=[size]) for size in (space.resolutions[0], space.resolutions[-1])]
+    extremes = list(dict.fromkeys(arch for end in ends for arch in (end.smallest(), end.largest())))
+    uniforms = [arch for arch in space.uniforms() if arch not in extremes]
+    chosen = rng.permutation(len(uniforms))[: min(count // 3, len(uniforms) // 2)]
+    begin = [*extremes, *(uniforms[index] for index in chosen)]
+    return [*begin, *_random_networks(space, count - len(begin), rng, begin)]
+
+
+def _judging_networks(
+    space: SearchSpace, count: int, rng: np.random.Generator, fitting: Sequence[Architecture]
+) -> dict[Architecture, str]:
+    """Networks that fit nothing, with their kind: half of them uniform where there are so many, the rest random."""
+    uniforms = [arch for arch in space.uniforms() if arch not in fitting]
+    chosen = [uniforms[index] for index in rng.permutation(len(uniforms))[: count // 2]]
+    rest = _random_networks(space, count - len(chosen), rng, [*fitting, *chosen])
+    return dict.fromkeys(chosen, "uniform") | dict.fromkeys(rest, "random")
+
+
+def _random_networks(
+    space: SearchSpace, count: int, rng: np.random.Generator, known: Sequence[Architecture]
+) -> list[Architecture]:
+    """So many random architectures beside the known ones. Raises InvalidConfiguration where there are not so many."""
+    if len(known) + count > space.size:
+        raise InvalidConfiguration(f"{len(known) + count} networks: this space has {space.size}; measure fewer")
+    found = dict.fromkeys(known)
+    while len(found) < len(known) + count:
+        found.setdefault(space.sample(rng))
+    return list(found)[len(known) :]
 
 
 M = TypeVar("M", bound=LatencyTable | LearnedLatency)
@@ -197,14 +224,13 @@ def _choose(
         lambda specs, ms: LearnedLatency.fit(specs, ms, plain.device, plain),
         lambda specs, ms: LearnedLatency.fit(specs, ms, plain.device),
     ]
-    table = _cross_validated(fits[0], networks, truth)
-    if table <= enough:
-        return fits[0](networks, truth), table
-    rivals = [_cross_validated(fit, networks, truth) for fit in fits[1:]]
-    best = int(np.argmin(rivals))
-    if rivals[best] < BETTER * table:
-        return fits[1 + best](networks, truth), rivals[best]
-    return fits[0](networks, truth), table
+    best, error = fits[0], _cross_validated(fits[0], networks, truth)
+    if error > enough:
+        rivals = [_cross_validated(fit, networks, truth) for fit in fits[1:]]
+        least = int(np.argmin(rivals))
+        if rivals[least] < BETTER * error:
+            best, error = fits[1 + least], rivals[least]
+    return best(networks, truth), error
 
 
 def _cross_validated(fit: Fit, networks: Sequence[Layers], truth: Turn) -> float:

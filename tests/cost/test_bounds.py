@@ -59,7 +59,7 @@ def test_limits_name_a_cost(tiny_space: SearchSpace) -> None:
 
 
 def test_a_registered_cost_is_found_by_its_name(tiny_space: SearchSpace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onceforall.cost.registry.COSTS", Registry("cost", "none.of.ours", {"macs": MACs}))
+    monkeypatch.setattr("onceforall.cost.COSTS", Registry("cost", "none.of.ours", {"macs": MACs}))
     cost.register("peak", PeakActivationMemory)
     assert cost.names() == ("macs", "peak")
     assert parse_limit("peak <= 9 KiB", tiny_space).model == PeakActivationMemory()

@@ -10,8 +10,7 @@ import pytest
 from onceforall import spaces
 from onceforall.cost.features import CONVOLUTIONAL, NAMES, QUANTITIES
 from onceforall.cost.latency import LatencyTable, LatencyTables
-from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.saved import load_latency
+from onceforall.cost.learned import LearnedLatency, load_latency
 from onceforall.cost.validation import Errors, Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.layers import LayerSpec

@@ -11,8 +11,7 @@ import torch
 
 from onceforall.cost.analytic import MACs, PeakActivationMemory
 from onceforall.cost.latency import LatencyTable
-from onceforall.cost.learned import LearnedLatency
-from onceforall.cost.saved import load_latency
+from onceforall.cost.learned import LearnedLatency, load_latency
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.call import Call, LabelScores
 from onceforall.deploy.exporting import Exporter, run_files

@@ -171,6 +171,28 @@ class ForgetsTurns(OnnxRuntimeDevice):
         return super().time(networks, turns, keep=options["keep"])
 
 
+class TimesOneForAll(OnnxRuntimeDevice):
+    def time(self, networks: Any, turns: Turns, **options: Any) -> Any:
+        return super().time([networks[0]] * len(networks), turns, **options)
+
+
+class Disturbed(OnnxRuntimeDevice):
+    """Another process takes the processor whenever the smaller network is timed."""
+
+    def time(self, networks: Any, turns: Turns, **options: Any) -> Any:
+        ms = super().time(networks, turns, **options)
+        if not options.get("done"):
+            ms[0] += 1e3
+        return ms
+
+
+def test_a_busy_machine_is_no_mistake_of_a_device() -> None:
+    timed = [name for name in dir(DeviceSuite) if name.startswith("test_") and ("time" in name or "takes" in name)]
+    assert timed
+    for name in timed:
+        getattr(DeviceSuite(), name)(Disturbed())
+
+
 @pytest.mark.parametrize(
     ("device", "test", "message"),
     [
@@ -184,6 +206,7 @@ class ForgetsTurns(OnnxRuntimeDevice):
         (SaysOtherSuffixes, "test_a_network_is_converted_to_the_same_bytes", "files are .onnx, `suffixes` .*bin"),
         (ChangesWeights, "test_a_network_is_converted_to_the_same_bytes", "conversion changed the weights"),
         (ForgetsTurns, "test_times_are_positive_and_a_measurement_goes_on", "was measured again"),
+        (TimesOneForAll, "test_times_are_positive_and_a_measurement_goes_on", r"\(1, 3, 16, 16\) was run 0 times"),
     ],
 )  # fmt: skip
 def test_a_mistake_of_a_device_is_found(device: Callable[[], Device], test: str, message: str) -> None:

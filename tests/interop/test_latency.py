@@ -15,7 +15,7 @@ import pytest
 from onceforall import spaces
 from onceforall.architecture import Architecture, Gene
 from onceforall.cost.latency import LatencyTable, LatencyTables, Timing
-from onceforall.cost.saved import load_latency
+from onceforall.cost.learned import load_latency
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration, OutOfDomain
 from onceforall.interop.latency import read_latency, read_latency_by_resolution, table_keys
 from onceforall.interop.networks import read_network

@@ -5,15 +5,13 @@ ofa profile --device onnx-reference --out reference.json
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
-from torch import nn
 
-from onceforall.devices.device import Device, Files, Images, Session, Shape
+from onceforall.devices.device import Device, Files, Images, Kept, Model, Session, Shape
 from onceforall.devices.onnx import INPUT, as_onnx
 
 
@@ -44,13 +42,7 @@ class OnnxReferenceDevice(Device):
     def describe(self) -> dict[str, Any]:
         return self.described(f"onnx {onnx.__version__}")
 
-    def convert(
-        self,
-        network: nn.Module | bytes,
-        input_shape: Shape,
-        calibration: Images | None = None,
-        kept: Collection[int] = (),
-    ) -> Files:
+    def convert(self, network: Model, input_shape: Shape, calibration: Images | None = None, kept: Kept = ()) -> Files:
         self.check_kept(kept)
         return {".onnx": as_onnx(network, input_shape)}
 
