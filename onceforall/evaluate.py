@@ -26,7 +26,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # Bytes of feature maps on the processor (`_room`): that an evaluator keeps; that are alive at once where
 # calibration holds all its images, as it still does with 2,000 of 32 px; and where it does not, those between two
-# layers, and those of one batch. Labels at 224 px then take less than 2 GiB in all.
+# layers, and those of one batch. Labels at 224 px then take less than 2 GiB, and what the data keep.
 KEPT, AT_ONCE, BETWEEN, ONE_BATCH = 640 << 20, 1 << 30, 384 << 20, 256 << 20
 BATCH = 250  # images, where so many fit
 

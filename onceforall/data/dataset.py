@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,10 +29,25 @@ SPLITS: tuple[Split, ...] = ("train", "calibrate", "label", "test")
 CALIBRATION_IMAGES = 2000
 LABEL_IMAGES = 10_000
 FEWEST_IMAGES = 20
+BATCH = 250  # images
 
 
-# Bytes of prepared images that a data set in memory keeps for the next call.
-KEPT_BYTES = 512 << 20
+def kept_bytes() -> int:
+    """Bytes of images that a data set keeps for the next call: an eighth of the memory, from 384 MiB to 2 GiB.
+
+    2 GiB hold 10,000 pictures of 224 px. The memory is the machine's, or that of the container around this
+    process; processes that torchrun started on this machine share it.
+    """
+    found = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # not every system says it
+        found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    share = min(found, default=0) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) // 8
+    return min(max(share, 384 << 20), 2 << 30)
+
+
+KEPT_BYTES = kept_bytes()
 
 
 class Data(Protocol):
@@ -57,10 +76,10 @@ class Data(Protocol):
     def training(self, plan: Iterable[Batch], device: torch.device) -> Iterator[tuple[Tensor, Any]]:
         """For each batch of the plan its part, augmented, on the device: images and targets."""
 
-    def batches(self, split: Split, resolution: Size, batch_size: int = 250) -> Iterator[tuple[Tensor, Any]]:
+    def batches(self, split: Split, resolution: Size, batch_size: int = BATCH) -> Iterator[tuple[Tensor, Any]]:
         """Batches of a split without augmentation, in order, on the processor: images and targets."""
 
-    def calibration(self, resolution: Size, batch_size: int = 250) -> list[Tensor]:
+    def calibration(self, resolution: Size, batch_size: int = BATCH) -> list[Tensor]:
         """The images of the split "calibrate", in batches: they set batch-norm statistics at a resolution."""
 
 
@@ -120,8 +139,76 @@ def _label_period(count: int) -> int:
     return 10 * max(1, -(-count // (10 * LABEL_IMAGES)))
 
 
+class Classified(ABC):
+    """What data sets of classes share: fixed splits, and images of a split that are kept for the next call."""
+
+    name: str
+    dtype: ClassVar[torch.dtype]  # of the images that are kept
+    _prepared: dict[tuple[Split, Size], tuple[Tensor, Tensor]]  # these and their classes, the newest last
+
+    @property
+    @abstractmethod
+    def _counts(self) -> tuple[int, int, int, bool]:
+        """Test images; then training and calibration images and `spread`, as `split_positions` takes them."""
+
+    @abstractmethod
+    def _made(self, split: Split, resolution: Size, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of images [n, 3, height, width] of `dtype` and their classes, read or computed anew."""
+
+    @cached_property
+    def positions(self) -> dict[Split, NDArray[np.int64]]:
+        """Positions of each split: in the test set for "test", in the training set for the others."""
+        return split_positions(*self._counts[1:]) | {"test": np.arange(self._counts[0])}
+
+    def size(self, split: Split) -> int:
+        """Number of images of a split."""
+        return len(self.positions[split])
+
+    def describe(self) -> dict[str, Any]:
+        """The splits as they are written into every result."""
+        splits = {split: self.size(split) for split in SPLITS}
+        return {"name": self.name, "splits": splits, "rule": split_rule(*self._counts[1:])}
+
+    def held_out(self) -> dict[str, Any]:
+        """Positions in the training set of the label and calibration images."""
+        return {split: self.positions[split].tolist() for split in ("label", "calibrate")}
+
+    def batches(self, split: Split, resolution: Size, batch_size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+        """As in `Data`; a split too large to be kept is made on the way."""
+        if self._bytes(split, resolution) > KEPT_BYTES:
+            yield from self._made(split, resolution, batch_size)
+        else:
+            yield from zip(*(tensor.split(batch_size) for tensor in self._whole(split, resolution)), strict=True)
+
+    def calibration(self, resolution: Size, batch_size: int = BATCH) -> list[Tensor]:
+        """As in `Data`."""
+        return [images for images, _ in self.batches("calibrate", resolution, batch_size)]
+
+    def _bytes(self, split: Split, resolution: Size) -> int:
+        return self.size(split) * 3 * math.prod(height_width(resolution)) * self.dtype.itemsize
+
+    def _whole(self, split: Split, resolution: Size) -> tuple[Tensor, Tensor]:
+        """A split, kept for the next call as far as `KEPT_BYTES` go, those asked for longest ago making room."""
+        key, size, kept = (split, resolution), self._bytes(split, resolution), self._prepared
+        found = kept.pop(key, None)
+        if found is None:
+            while kept and size + sum(images.nbytes for images, _ in kept.values()) > KEPT_BYTES:
+                del kept[next(iter(kept))]
+            with torch.inference_mode(False):  # what is kept must be fit for training, too
+                shape = (self.size(split), 3, *height_width(resolution))
+                images = torch.empty(shape, dtype=self.dtype, memory_format=torch.channels_last)
+                classes = []
+                for place, (made, labels) in zip(images.split(BATCH), self._made(*key, BATCH), strict=True):
+                    place.copy_(made)
+                    classes.append(labels)
+                found = images, torch.cat(classes)
+        if size <= KEPT_BYTES:
+            kept[key] = found
+        return found
+
+
 @dataclass(frozen=True, eq=False)
-class ImageData:
+class ImageData(Classified):
     """Images [n, 3, h, w] uint8 and classes [n] int64, for training and for the test.
 
     `split_positions` says which training images train, calibrate and label; the test set is the test
@@ -139,7 +226,9 @@ class ImageData:
     std: tuple[float, float, float]
     spread: bool = True
     classes: tuple[str, ...] = ()
-    _prepared: dict[tuple[Split, Size], Tensor] = field(default_factory=dict, repr=False)
+    _prepared: dict[tuple[Split, Size], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    dtype = torch.float32
 
     def __post_init__(self) -> None:
         for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
@@ -150,33 +239,18 @@ class ImageData:
                 )
         split_positions(len(self.train_images))
 
-    @cached_property
+    @property
+    def _counts(self) -> tuple[int, int, int, bool]:
+        return len(self.test_images), len(self.train_images), CALIBRATION_IMAGES, self.spread
+
+    @property
     def indices(self) -> dict[Split, Tensor]:
-        """Positions of each split: in the test set for "test", in the training set for the others."""
-        splits = split_positions(len(self.train_images), spread=self.spread) | {
-            "test": np.arange(len(self.test_images))
-        }
-        return {split: torch.from_numpy(positions) for split, positions in splits.items()}
-
-    def size(self, split: Split) -> int:
-        """Number of images of a split."""
-        return len(self.indices[split])
-
-    def describe(self) -> dict[str, Any]:
-        """The splits as they are written into every result."""
-        return {
-            "name": self.name,
-            "splits": {split: self.size(split) for split in SPLITS},
-            "rule": split_rule(len(self.train_images), spread=self.spread),
-        }
-
-    def held_out(self) -> dict[str, Any]:
-        """Positions in the training set of the label and calibration images."""
-        return {split: self.indices[split].tolist() for split in ("label", "calibrate")}
+        """`positions` as tensors."""
+        return {split: torch.from_numpy(positions) for split, positions in self.positions.items()}
 
     def training(self, plan: Iterable[Batch], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """As in `Data`: mirrored and shifted on the device, which keeps all training images."""
-        images, labels = self.train_images[self.indices["train"]].to(device), self.labels("train").to(device)
+        images, labels = self.train_images[self.positions["train"]].to(device), self.labels("train").to(device)
         for batch in plan:
             chosen = torch.from_numpy(batch.positions).to(device)
             augmented = flip_and_shift(images[chosen], torch.Generator().manual_seed(batch.seed))
@@ -185,42 +259,18 @@ class ImageData:
     def labels(self, split: Split) -> Tensor:
         """Classes of a split, [n] int64."""
         source = self.test_labels if split == "test" else self.train_labels
-        return source[self.indices[split]]
+        return source[self.positions[split]]
 
     def images(self, split: Split, resolution: Size) -> Tensor:
-        """All images of a split, normalised and resized, [n, 3, height, width].
+        """All images of a split, normalised and resized, [n, 3, height, width]; kept as `batches` keeps them."""
+        return self._whole(split, resolution)[0]
 
-        Kept for the next call as far as half a gigabyte goes, those asked for longest ago making room.
-        """
-        key = (split, resolution)
-        found = self._prepared.pop(key, None)
-        if found is None:
-            with torch.inference_mode(False):  # what is kept must be fit for training, too
-                found = torch.cat([images for images, _ in self._stream(split, resolution, 1000)])
-        while self._prepared and sum(each.nbytes for each in (found, *self._prepared.values())) > KEPT_BYTES:
-            del self._prepared[next(iter(self._prepared))]
-        if found.nbytes <= KEPT_BYTES:
-            self._prepared[key] = found  # the newest last
-        return found
-
-    def batches(self, split: Split, resolution: Size, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of images and their classes, in order; a split too large to be kept is prepared on the way."""
-        if self.size(split) * 3 * math.prod(height_width(resolution)) * torch.float32.itemsize > KEPT_BYTES:
-            yield from self._stream(split, resolution, batch_size)
-        else:
-            images, labels = self.images(split, resolution), self.labels(split)
-            yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
-
-    def _stream(self, split: Split, resolution: Size, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _made(self, split: Split, resolution: Size, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         source = self.test_images if split == "test" else self.train_images
         for chosen, labels in zip(
             self.indices[split].split(batch_size), self.labels(split).split(batch_size), strict=True
         ):
             yield self.prepare(source[chosen], resolution), labels
-
-    def calibration(self, resolution: Size, batch_size: int = 250) -> list[Tensor]:
-        """The image batches that set batch-norm statistics at a resolution."""
-        return list(self.images("calibrate", resolution).split(batch_size))
 
     def prepare(self, images: Tensor, resolution: Size) -> Tensor:
         """uint8 [n, 3, h, w] -> normalised float [n, 3, height, width], channels last."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import os
 import sys
 import traceback
@@ -24,14 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from onceforall.data.augment import augment_picture, centre_crop
 from onceforall.data.batches import Batch
-from onceforall.data.dataset import SPLITS, Split, normalise, split_positions, split_rule
+from onceforall.data.dataset import BATCH, Classified, Split, normalise, split_positions
 from onceforall.errors import DataUnavailable, InvalidConfiguration, OFAError
 from onceforall.sizes import Size, height_width
 
 MOST_WORKERS = 8
-
-# Bytes of decoded pictures that are kept.
-KEPT_BYTES = 384 << 20
 
 # Pictures that one worker decodes in one go: long enough (20 ms and more) to make sending them cheap, short
 # enough that all workers share one batch and little lies decoded beyond it.
@@ -67,8 +63,8 @@ def rgb(picture: Image.Image) -> Image.Image:
 
 
 @dataclass(frozen=True, eq=False)
-class PictureData:
-    """Pictures for training and for the test, decoded anew each time that they are needed.
+class PictureData(Classified):
+    """Pictures for training and for the test, decoded anew each time that they are needed and were not kept.
 
     `split_positions` says which training pictures train, calibrate and label; the test set is the test
     split and selects nothing. `augment(picture, resolution, rng)` makes an RGB picture of resolution x
@@ -96,7 +92,9 @@ class PictureData:
     # 96 channels of 112 x 112 px, as in a MobileNetV3 at 224 px, take 2.4 GB for 500.
     calibration_images: int = 500
     start_method: Literal["fork", "forkserver", "spawn"] | None = None
-    _kept: dict[tuple[Split, Size], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _prepared: dict[tuple[Split, Size], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    dtype = torch.uint8
 
     def __post_init__(self) -> None:
         if not len(self.test):
@@ -112,26 +110,15 @@ class PictureData:
         """Names of the classes, where the pictures have such."""
         return tuple(getattr(self.train, "classes", ()))
 
-    @cached_property
-    def positions(self) -> dict[Split, NDArray[np.int64]]:
-        """Positions of each split: in the test set for "test", in the training set for the others."""
+    @property
+    def _counts(self) -> tuple[int, int, int, bool]:
         # Spread, because pictures in files are sorted by class more often than not.
-        splits = split_positions(len(self.train), self.calibration_images, spread=True)
-        return splits | {"test": np.arange(len(self.test))}
-
-    def size(self, split: Split) -> int:
-        """Number of pictures of a split."""
-        return len(self.positions[split])
+        return len(self.test), len(self.train), self.calibration_images, True
 
     def describe(self) -> dict[str, Any]:
         """Splits, classes and, where pictures have names, a checksum of all names and their classes."""
-        return {
-            "name": self.name,
-            "splits": {split: self.size(split) for split in SPLITS},
-            "rule": split_rule(len(self.train), self.calibration_images, spread=True),
-            "classes": self.num_classes,
-            **({} if self._fingerprint is None else {"files_sha256": self._fingerprint}),
-        }
+        files = {} if self._fingerprint is None else {"files_sha256": self._fingerprint}
+        return {**super().describe(), "classes": self.num_classes, **files}
 
     @cached_property
     def _fingerprint(self) -> str | None:
@@ -146,8 +133,7 @@ class PictureData:
 
     def held_out(self) -> dict[str, Any]:
         """Label and calibration pictures: their files, or where they have no names their positions."""
-        files = _files(self.train)
-        chosen = {split: self.positions[split].tolist() for split in ("label", "calibrate")}
+        files, chosen = _files(self.train), super().held_out()
         return chosen if files is None else {split: [files[p] for p in picked] for split, picked in chosen.items()}
 
     def training(self, plan: Iterable[Batch], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -157,48 +143,21 @@ class PictureData:
         """
         positions = self.positions["train"]
         works = (
-            _Work(
-                positions[batch.positions][batch.part],
-                np.arange(len(batch.positions))[batch.part],
-                batch.resolution,
-                batch.seed,
-            )
-            for batch in plan
+            _Work(positions[batch.positions[batch.part]], places[batch.part], batch.resolution, batch.seed)
+            for batch, places in ((batch, range(len(batch.positions))) for batch in plan)
         )
         for images, labels in self._decoded(self.train, works, self.augment, device):
             yield self._normalised(images), labels
 
-    def batches(self, split: Split, resolution: Size, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, split: Split, resolution: Size, batch_size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
         """As in `Data`: the centres of the pictures, on the processor. Raises as `training` does."""
-        for images, labels in self._centres(split, resolution, batch_size):
+        for images, labels in super().batches(split, resolution, batch_size):
             yield self._normalised(images), labels
 
-    def calibration(self, resolution: Size, batch_size: int = 250) -> list[Tensor]:
-        """As in `Data`."""
-        return [images for images, _ in self.batches("calibrate", resolution, batch_size)]
-
-    def _centres(self, split: Split, resolution: Size, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of a split's central parts, uint8, on the processor.
-
-        Kept for the next call as far as `KEPT_BYTES` go, those asked for longest ago making room.
-        """
-        size = self.size(split) * 3 * math.prod(height_width(resolution))
-        if size > KEPT_BYTES:
-            yield from self._decode_centres(split, resolution, batch_size)
-            return
-        found = self._kept.pop((split, resolution), None)
-        if found is None:
-            while self._kept and size + sum(images.nbytes for images, _ in self._kept.values()) > KEPT_BYTES:
-                del self._kept[next(iter(self._kept))]
-            parts = list(self._decode_centres(split, resolution, batch_size))
-            found = torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
-        self._kept[split, resolution] = found  # the newest last
-        yield from zip(*(tensor.split(batch_size) for tensor in found), strict=True)
-
-    def _decode_centres(self, split: Split, resolution: Size, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _made(self, split: Split, resolution: Size, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         positions = self.positions[split]
         parts = (positions[start : start + batch_size] for start in range(0, len(positions), batch_size))
-        works = (_Work(part, np.arange(len(part)), resolution) for part in parts)
+        works = (_Work(part, range(len(part)), resolution) for part in parts)
         return self._decoded(self.test if split == "test" else self.train, works, _centre, torch.device("cpu"))
 
     def _normalised(self, images: Tensor) -> Tensor:
@@ -266,7 +225,7 @@ class _Work:
     """
 
     positions: NDArray[np.int64]
-    places: NDArray[np.int64]
+    places: range
     resolution: Size
     seed: int = 0
     start: int = 0
@@ -298,7 +257,7 @@ class _Decoder(Dataset[_Found]):
         height, width = height_width(work.resolution)
         pixels, labels = np.empty((len(work.positions), height, width, 3), np.uint8), []
         try:
-            for index, (position, place) in enumerate(zip(work.positions.tolist(), work.places.tolist(), strict=True)):
+            for index, (position, place) in enumerate(zip(work.positions.tolist(), work.places, strict=True)):
                 picture, label = self._read(position)
                 picture = self.change(picture, work.resolution, np.random.default_rng([work.seed, place]))
                 if picture.size != (width, height):

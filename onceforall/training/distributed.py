@@ -20,6 +20,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
+from onceforall.training.parts import expect
 
 # The first process measures and writes while the others wait.
 PATIENCE = timedelta(hours=1)
@@ -87,14 +88,11 @@ class Processes:
 
     def check_batch(self, batch_size: int, chunk: int) -> None:
         """Raises InvalidConfiguration where a batch cannot be shared out in whole chunks (0: any)."""
-        if batch_size % self.world or batch_size // self.world < 2:
-            raise InvalidConfiguration(
-                f"batch_size {batch_size}: expected a multiple of the {self.world} processes, 2 images or more for each"
-            )
-        if chunk and (batch_size // self.world) % chunk:
-            raise InvalidConfiguration(
-                f"batch_norm_size {chunk}: expected a divisor of the {batch_size // self.world} images of each process"
-            )
+        each = batch_size // self.world
+        whole = f"a multiple of the {self.world} processes, 2 images or more for each"
+        expect("batch_size", batch_size, batch_size % self.world == 0 and each >= 2, whole)
+        divisor = f"a divisor of the {each} images of each process"
+        expect("batch_norm_size", chunk, not chunk or each % chunk == 0, divisor)
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replace each gradient by its sum over all processes, in one message."""

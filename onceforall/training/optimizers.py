@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onceforall.errors import InvalidConfiguration
-from onceforall.training.parts import Part
+from onceforall.training.parts import Part, expect
 
 # In a checkpoint, "momentum.NAME" is SGD's of the parameter NAME; what others remember is "optimizer.KEY.NAME".
 PREFIXES = ("momentum.", "optimizer.")
@@ -41,7 +40,8 @@ class Optimizer(Part, ABC):
             groups.setdefault(decay, {"params": [], "weight_decay": decay})["params"].append(parameter)
         optimizer = self.build(list(groups.values()))
         for name, value in state.items():
-            key, parameter_name = _parsed(name)
+            kind, rest = name.split(".", 1)
+            key, parameter_name = ("momentum_buffer", rest) if kind == "momentum" else rest.split(".", 1)
             parameter = named[parameter_name]
             # Same memory format as the parameter: the update then runs in the same order of additions.
             own = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.clone()
@@ -64,17 +64,8 @@ def is_state(name: str) -> bool:
     return name.startswith(PREFIXES)
 
 
-def _parsed(name: str) -> tuple[str, str]:
-    """The optimiser's key and the parameter's name."""
-    if name.startswith("momentum."):
-        return "momentum_buffer", name.removeprefix("momentum.")
-    key, parameter = name.removeprefix("optimizer.").split(".", 1)
-    return key, parameter
-
-
 def _check(name: str, value: float, most: float = math.inf) -> None:
-    if not 0 <= value < most:
-        raise InvalidConfiguration(f"{name} {value}: expected at least 0 and less than {most:g}")
+    expect(name, value, 0 <= value < most, f"at least 0 and less than {most:g}")
 
 
 @dataclass(frozen=True)

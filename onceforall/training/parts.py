@@ -1,5 +1,7 @@
 """What a recipe carries as objects, samplers, losses and optimisers, and their form in recipe.json.
 
+Here is also how a recipe and its parts check what they are given.
+
 A part is a frozen dataclass. In JSON it is its name ("sandwich"), or where it has fields an object
 with its name as "type" and these. The name of a class that says none is
 its import path, "module:Class". Reading finds classes that are already imported and imports
@@ -16,11 +18,21 @@ from onceforall import serial
 from onceforall.errors import InvalidConfiguration
 
 
+def expect(what: str, value: object, ok: bool, expected: str) -> None:
+    """Raises InvalidConfiguration where a value is not `ok`."""
+    if not ok:
+        raise InvalidConfiguration(f"{what} {value!r}: expected {expected}")
+
+
+def check_integer(what: str, value: int, least: int) -> None:
+    """Raises InvalidConfiguration where a value is no integer of at least `least`."""
+    expect(what, value, isinstance(value, int) and value >= least, f"an integer of at least {least}")
+
+
 class Part:
-    """The base of `Sampler`, `DistillationLoss` and `Optimizer`. `name`: a short name; `old_names` are read too."""
+    """The base of `Sampler`, `DistillationLoss` and `Optimizer`. `name`: a short name."""
 
     name: ClassVar[str] = ""
-    old_names: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def type_name(cls) -> str:
@@ -37,10 +49,10 @@ class Part:
         """The inverse of `to_json`: an instance of an imported subclass. Raises InvalidConfiguration."""
         about = {"type": value} if isinstance(value, str) else dict(value)
         wanted = about.pop("type", None)
-        known = {name: kind for kind in cls._kinds() for name in (kind.type_name(), *vars(kind).get("old_names", ()))}
+        known = {kind.type_name(): kind for kind in cls._kinds()}
         if wanted not in known:
             raise InvalidConfiguration(
-                f"{_spoken(cls)} {wanted!r}: choices are {', '.join(kind.type_name() for kind in cls._kinds())}; "
+                f"{_spoken(cls)} {wanted!r}: choices are {', '.join(known)}; "
                 "import the module that defines another one first"
             )
         return serial.from_json(known[wanted], about, f"a {_spoken(cls)}")

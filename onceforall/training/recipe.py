@@ -9,9 +9,10 @@ optimisers from the modules of these names, or your own.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
@@ -24,8 +25,9 @@ from onceforall.sizes import height_width
 from onceforall.space import SearchSpace
 from onceforall.training import losses, optimizers, samplers
 from onceforall.training.losses import DistillationLoss
-from onceforall.training.optimizers import SGD, AdamW, Optimizer
-from onceforall.training.schedule import ALL, OPEN, Phase, Recipe, check_integer
+from onceforall.training.optimizers import AdamW, Optimizer
+from onceforall.training.parts import check_integer
+from onceforall.training.schedule import ALL, OPEN, Phase, Recipe
 
 __all__ = [
     "ALL",
@@ -50,14 +52,17 @@ PAPER_BATCH = 2048
 PAPER_EPOCHS = (180, 125, 25, 125, 25, 125)
 PAPER_WARMUP = 5
 
-# Images below the second size (px) are small; the lengths of schedules for those (benchmarks/shrinking.py).
-SMALL_EPOCHS: dict[str, int | tuple[int, ...]] = {"random_order": 45, "progressive_shrinking": (20, 5, 1, 3, 1, 4)}
+# Images below this size (px) are small; what recipes are given for those (benchmarks/shrinking.py).
 IMAGENET_SIZE = 128
+SMALL: dict[str, dict[str, Any]] = {
+    "random_order": {"epochs": 45, "subnets": 1},
+    "progressive_shrinking": {"epochs": (20, 5, 1, 3, 1, 4)},
+}
 ADAMW_SCALE = 8e-4 / (2.6 * 128 / PAPER_BATCH)  # of rates that are those of SGD
 
 
 class Settings(TypedDict, total=False):
-    """What every recipe takes: fields of `Recipe`, or of the `SGD` that is its optimiser otherwise."""
+    """What every recipe takes: fields of `Recipe`, or of its optimiser (`SGD` where none is given)."""
 
     optimizer: Optimizer
     momentum: float
@@ -106,7 +111,7 @@ def progressive_shrinking(
         Phase("width 1", width1, rate(0.08), 0, {"*": 2, **deep}, **wide),
         Phase("width 2", width2, rate(0.24), _warmup(width2, 125), OPEN, **wide),
     )
-    return _recipe("progressive_shrinking", phases, batch_size, settings)
+    return _with(Recipe("progressive_shrinking", phases, batch_size), settings)
 
 
 def sandwich(
@@ -140,7 +145,7 @@ def sandwich(
         loss=DistillationLoss.from_json(loss) if isinstance(loss, str) else loss,
         hard=0.0,
     )
-    return _recipe("sandwich", (phase,), batch_size, settings)
+    return _with(Recipe("sandwich", (phase,), batch_size), settings)
 
 
 def random_order(
@@ -157,7 +162,7 @@ def random_order(
     """
     rate = _rate(2.6, batch_size, learning_rate_scale)
     phase = Phase("random", epochs, rate, _warmup(epochs, 180), OPEN, subnets=subnets)
-    return _recipe("random_order", (phase,), batch_size, settings)
+    return _with(Recipe("random_order", (phase,), batch_size), settings)
 
 
 def delayed_shrinking(
@@ -211,7 +216,7 @@ def finetune(
     the rate; this is that of the last phase of shrinking, 0.24 for 2,048 images, along a cosine.
     """
     phase = Phase("finetune", epochs, _rate(0.24, batch_size, learning_rate_scale))
-    return _recipe("finetune", (phase,), batch_size, settings)
+    return _with(Recipe("finetune", (phase,), batch_size), settings)
 
 
 OURS = (progressive_shrinking, sandwich, random_order, delayed_shrinking, standalone, finetune)
@@ -223,15 +228,21 @@ BY_NAME: Registry[Callable[..., Recipe]] = Registry(
 def by_name(name: str, **given: Any) -> Recipe:
     """The named recipe, ours or an installed package's (entry points `onceforall.recipes`).
 
-    Raises InvalidConfiguration where there is none, or it does not take what is given.
+    Any recipe takes the `Settings` and a `learning_rate_scale`: what its function does not name is set in
+    what it returns. Raises InvalidConfiguration where there is none, or it does not take what is given.
     """
     make = BY_NAME[name]
+    own = inspect.signature(make).parameters
+    settings = {key: given.pop(key) for key in Settings.__annotations__ if key in given and key not in own}
+    scale = given.pop("learning_rate_scale", 1.0) if "learning_rate_scale" not in own else 1.0
     if make in OURS and make is not progressive_shrinking and not isinstance(given.get("epochs", 0), int):
         raise InvalidConfiguration(f"epochs {given['epochs']}: recipe {name} takes one whole number")
     try:
-        return make(**given)
+        recipe = _with(make(**given), settings)
     except TypeError as error:
         raise InvalidConfiguration(f"recipe {name} does not take that: {error}") from error
+    phases = tuple(replace(phase, learning_rate=scale * phase.learning_rate) for phase in recipe.phases)
+    return replace(recipe, phases=phases)
 
 
 def default(
@@ -259,20 +270,15 @@ def default(
     if BY_NAME[name] not in OURS:
         return by_name(name, **settings)  # which knows its own defaults
     if small:
-        ours: dict[str, Any] = (
-            {"batch_size": 128} if "optimizer" in settings else {"batch_size": 128, "weight_decay": 2e-4}
-        )
-        if name in SMALL_EPOCHS:
-            ours["epochs"] = SMALL_EPOCHS[name]
-        if name == "random_order":
-            ours["subnets"] = 1
+        ours = {"batch_size": 128, **SMALL.get(name, {})}
     else:
         ours = {"batch_norm_size": _chunk(settings.get("batch_size", PAPER_BATCH))}
     if "optimizer" not in settings and has_attention(space):
-        ours.pop("weight_decay", None)
-        decay = {"weight_decay": settings.pop("weight_decay")} if "weight_decay" in settings else {}
+        decay = {key: settings.pop(key) for key in ("weight_decay",) if key in settings}
         ours |= {"optimizer": AdamW(**decay), "clip_norm": 1.0}
         settings["learning_rate_scale"] = ADAMW_SCALE * settings.get("learning_rate_scale", 1.0)
+    elif "optimizer" not in settings and small:
+        ours["weight_decay"] = 2e-4
     return by_name(name, **ours | settings)
 
 
@@ -289,13 +295,14 @@ def _chunk(batch: int) -> int:
     return chunk if chunk > 1 else 0
 
 
-def _recipe(name: str, phases: tuple[Phase, ...], batch_size: int, settings: Settings) -> Recipe:
-    """The recipe, with what belongs to SGD in its optimiser."""
-    values: dict[str, Any] = dict(settings)
-    own = {key: values.pop(key) for key in ("momentum", "weight_decay") if key in values}
-    if own and "optimizer" in values:
-        raise InvalidConfiguration(f"{', '.join(own)}: set it in the optimizer that is given, {values['optimizer']}")
-    return Recipe(name, phases, batch_size, **({"optimizer": SGD(**own)} | values))
+def _with(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with these settings; momentum and weight_decay are its optimiser's. TypeError where it has none."""
+    own = {key: settings[key] for key in ("momentum", "weight_decay") if key in settings}
+    if own and "optimizer" in settings:
+        raise InvalidConfiguration(f"{', '.join(own)}: set it in the optimizer that is given, {settings['optimizer']}")
+    optimizer: Any = recipe.optimizer
+    rest = {key: value for key, value in settings.items() if key not in own}
+    return replace(recipe, **{"optimizer": replace(optimizer, **own), **rest})
 
 
 def _rate(paper: float, batch_size: int, scale: float) -> float:

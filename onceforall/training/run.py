@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,11 +14,11 @@ from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.subnet import channels_last
 from onceforall.nn.supernet import Network, Supernet
-from onceforall.sizes import Size
+from onceforall.sizes import size_of
 from onceforall.tasks import CLASSIFICATION, Task, task_of
 from onceforall.training import schedule
 from onceforall.training.distributed import Processes
-from onceforall.training.run_folder import State
+from onceforall.training.run_folder import Record, State
 from onceforall.training.samplers import Members, Only
 from onceforall.training.schedule import Phase, Recipe
 
@@ -92,6 +91,23 @@ class Run:
         """That of the next step."""
         return state.rate_scale * self.phase(state).learning_rate_at(state.step, self.steps_per_epoch)
 
+    def place(self, state: State) -> Record:
+        """Where a run is, as log records say it."""
+        return {"phase": state.phase, "name": self.phase(state).name, "step": state.step}
+
+    def following(self, state: State) -> Record:
+        """What comes next, for people."""
+        phases = self.recipe.phases
+        if state.phase == len(phases):
+            return {"next": "nothing: the run is complete"}
+        phase = phases[state.phase]
+        return {
+            "next": f"phase {state.phase + 1} of {len(phases)}, {phase.name}",
+            "epoch": f"{state.step // self.steps_per_epoch + 1} of {phase.epochs}",
+            "steps": self.steps(state),
+            "learning_rate": self.learning_rate(state),
+        }
+
     def plan(self, state: State) -> BatchPlan:
         """The batches of the phase that a run is in, and this process's parts of them."""
         return BatchPlan(
@@ -108,7 +124,7 @@ class Run:
         """The sub-networks that a phase may run on images [n, 3, height, width]."""
         if isinstance(self.net, Network):
             return Only(self.net.architecture)
-        return phase.opened(self.net.space).restrict(resolutions=[size_of(images)])
+        return phase.opened(self.net.space).restrict(resolutions=[size_of(images.shape[-2:])])
 
     def identity(self, origin: str | None) -> dict[str, Any]:
         """The files of a run folder that say which run it is of."""
@@ -127,25 +143,15 @@ class Run:
             files["architecture.json"] = self.net.architecture.to_json()
         return files
 
-    def renew(self) -> Mapping[str, Callable[[Any], Any]]:
-        """How those files are compared with what an older version wrote."""
-        names = self.net.space.choice_names
-        return {
-            "space.json": lambda value: _readable(lambda: spaces.from_json(value).to_json(), value),
-            "recipe.json": lambda value: _readable(lambda: schedule.identity(value, names), value),
-            "architecture.json": lambda value: _readable(lambda: Architecture.from_json(value).to_json(), value),
-        }
-
-
-def size_of(images: Tensor) -> Size:
-    """The resolution of images [n, 3, height, width]."""
-    height, width = images.shape[-2:]
-    return height if height == width else (height, width)
-
-
-def _readable(read: Callable[[], Any], value: Any) -> Any:
-    """What is read, or the value itself where that is not possible."""
-    try:
-        return read()
-    except (InvalidConfiguration, KeyError, TypeError, ValueError, AttributeError):
-        return value
+    def renewed(self, name: str, content: Any) -> Any:
+        """One of those files as this version writes it, or as it is where it cannot be read."""
+        try:
+            if name == "space.json":
+                return spaces.from_json(content).to_json()
+            if name == "recipe.json":
+                return schedule.identity(content, self.net.space.choice_names)
+            if name == "architecture.json":
+                return Architecture.from_json(content).to_json()
+        except (KeyError, TypeError, ValueError, AttributeError):
+            pass
+        return content

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ class State:
 class RunFolder:
     """Reads and writes the folder. `identity` is the content of the files that say which run this is.
 
-    renew: for files whose form has changed, what makes the content of an old one comparable.
+    renewed(name, content): the content of such a file, whichever version wrote it, in comparable form.
     """
 
     def __init__(
@@ -56,9 +55,10 @@ class RunFolder:
         path: Path,
         identity: dict[str, Any],
         keep: int,
-        renew: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+        renewed: Callable[[str, Any], Any] = lambda name, content: content,
     ) -> None:
-        self.path, self.identity, self.keep, self.renew = path, identity, keep, renew
+        self.path, self.identity, self.keep, self.renewed = path, identity, keep, renewed
+        self.teacher = path / "teacher.safetensors"
 
     def begin(self, about: Record, splits: Record) -> None:
         """Start afresh: write what the run is, and an empty log."""
@@ -72,9 +72,8 @@ class RunFolder:
     def check_identity(self) -> None:
         """Raises InvalidConfiguration where the folder belongs to another run."""
         for name, value in self.identity.items():
-            renew = self.renew.get(name, as_json)
-            # Compare as JSON: tuples were written as lists.
-            if as_json(renew(read_json(self.path / name))) != as_json(renew(value)):
+            theirs, ours = (self.renewed(name, content) for content in (read_json(self.path / name), value))
+            if as_json(theirs) != as_json(ours):  # as JSON: tuples were written as lists
                 raise InvalidConfiguration(
                     f"{self.path / name} is of another run: choose a new folder, or repeat the settings in it"
                 )

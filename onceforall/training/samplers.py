@@ -54,7 +54,6 @@ class Random(Sampler):
     """Independent ones, each choice equally likely (paper, section 3.3)."""
 
     name = "random"
-    old_names = ("uniform",)
 
     def __call__(self, members: Members, count: int, rng: np.random.Generator) -> list[Architecture]:
         return [members.sample(rng) for _ in range(count)]

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args
 
 from onceforall import serial
 from onceforall.choices import Choices
 from onceforall.errors import InvalidConfiguration
 from onceforall.training.losses import DistillationLoss, SoftCrossEntropy
 from onceforall.training.optimizers import SGD, Optimizer
-from onceforall.training.parts import Part
+from onceforall.training.parts import Part, check_integer, expect
 from onceforall.training.samplers import Random, Sampler
 
 S = TypeVar("S", bound=Choices)
 
 Teacher = Literal["none", "frozen", "in_place"]
-TEACHERS = ("none", "frozen", "in_place")
 
 ALL = 99  # more choices than any unit has
 OPEN = {"*": ALL}  # everything
@@ -64,33 +63,24 @@ class Phase:
     cosine: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cosine", tuple(self.cosine))  # JSON has lists
+        place, cosine = f"phase {self.name}:", tuple(self.cosine)
+        object.__setattr__(self, "cosine", cosine)  # JSON has lists
         for name in ("epochs", "warmup_epochs", "ramp_epochs"):
-            check_integer(f"phase {self.name}: {name}", getattr(self, name), 0)
-        check_integer(f"phase {self.name}: subnets", self.subnets, 1)
+            check_integer(f"{place} {name}", getattr(self, name), 0)
+        check_integer(f"{place} subnets", self.subnets, 1)
         for name, count in self.open.items():
-            check_integer(f"phase {self.name}: open {name}", count, 1)
+            check_integer(f"{place} open {name}", count, 1)
         object.__setattr__(self, "open", _normal(self.open))
         for name, kind in PARTS.items():
-            if not isinstance(getattr(self, name), kind):
-                raise InvalidConfiguration(
-                    f"phase {self.name}: {name} {getattr(self, name)!r}: expected a {kind.__name__}"
-                )
-        if self.teacher not in TEACHERS:
-            raise InvalidConfiguration(
-                f"phase {self.name}: teacher {self.teacher!r}: choices are {', '.join(TEACHERS)}"
-            )
-        if not 0 < self.learning_rate < math.inf:
-            raise InvalidConfiguration(
-                f"phase {self.name}: learning_rate {self.learning_rate}: expected a positive number"
-            )
-        for name in ("distill", "hard"):
-            if not getattr(self, name) >= 0:
-                raise InvalidConfiguration(
-                    f"phase {self.name}: {name} {getattr(self, name)}: expected a weight of at least 0"
-                )
-        if len(self.cosine) != 2 or not 0 <= self.cosine[0] < self.cosine[1] <= 1:
-            raise InvalidConfiguration(f"phase {self.name}: cosine {self.cosine}: expected a part of (0, 1)")
+            part = getattr(self, name)
+            expect(f"{place} {name}", part, isinstance(part, kind), f"a {kind.__name__}")
+        if self.teacher not in get_args(Teacher):
+            raise InvalidConfiguration(f"{place} teacher {self.teacher!r}: choices are {', '.join(get_args(Teacher))}")
+        expect(f"{place} learning_rate", self.learning_rate, 0 < self.learning_rate < math.inf, "a positive number")
+        expect(f"{place} distill", self.distill, self.distill >= 0, "a weight of at least 0")
+        expect(f"{place} hard", self.hard, self.hard >= 0, "a weight of at least 0")
+        rising = len(cosine) == 2 and 0 <= cosine[0] < cosine[1] <= 1
+        expect(f"{place} cosine", cosine, rising, "a part of (0, 1)")
 
     def opened(self, space: S) -> S:
         """The sub-space that this phase trains."""
@@ -138,17 +128,13 @@ class Recipe:
                 f"recipe {self.name}: teacher 'frozen' in phase {self.phases[0].name}: the first phase makes that "
                 "teacher; choose 'none' or 'in_place'"
             )
-        if not isinstance(self.optimizer, Optimizer):
-            raise InvalidConfiguration(f"optimizer {self.optimizer!r}: expected an Optimizer, such as SGD()")
-        if not 0 <= self.label_smoothing < 1:
-            raise InvalidConfiguration(f"label_smoothing {self.label_smoothing}: expected at least 0 and less than 1")
-        if not self.clip_norm >= 0:
-            raise InvalidConfiguration(f"clip_norm {self.clip_norm}: expected a norm, or 0 for none")
-        if self.batch_norm_size and (self.batch_norm_size < 2 or self.batch_size % self.batch_norm_size):
-            raise InvalidConfiguration(
-                f"batch_norm_size {self.batch_norm_size}: expected a divisor of batch_size {self.batch_size} "
-                "of at least 2, or 0"
-            )
+        optimizer, size = self.optimizer, self.batch_norm_size
+        expect("optimizer", optimizer, isinstance(optimizer, Optimizer), "an Optimizer, such as SGD()")
+        smoothing = self.label_smoothing
+        expect("label_smoothing", smoothing, 0 <= smoothing < 1, "at least 0 and less than 1")
+        expect("clip_norm", self.clip_norm, self.clip_norm >= 0, "a norm, or 0 for none")
+        divisor = f"a divisor of batch_size {self.batch_size} of at least 2, or 0"
+        expect("batch_norm_size", size, not size or (size >= 2 and self.batch_size % size == 0), divisor)
 
     @property
     def subnet_epochs(self) -> int:
@@ -172,9 +158,8 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object from which `from_json` makes an equal recipe."""
-        values = _values(self) | {"optimizer": self.optimizer.to_json()}
-        phases = [_values(p) | {name: getattr(p, name).to_json() for name in PARTS} for p in self.phases]
-        return {**values, "phases": phases}
+        phases = [vars(p) | {name: getattr(p, name).to_json() for name in PARTS} for p in self.phases]
+        return {**vars(self), "phases": phases, "optimizer": self.optimizer.to_json()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Recipe:
@@ -216,7 +201,7 @@ def _renewed_phase(phase: Mapping[str, Any]) -> dict[str, Any]:
         # The recipes of then opened expand ratios and width multipliers together: what they now call "*".
         both = counts["expand"] if counts["expand"] == counts["width_multiplier"] else 1
         phase["open"] = _normal({**counts, "*": both})
-    if phase.get("sampler") in Random.old_names:
+    if phase.get("sampler") == "uniform":
         phase["sampler"] = Random.name
     return phase
 
@@ -230,13 +215,3 @@ def _normal(counts: Mapping[str, int]) -> dict[str, int]:
     rest = counts.get("*", 1)
     kept = {name: count for name, count in sorted(counts.items()) if name != "*" and count != rest}
     return kept if rest == 1 else {"*": rest, **kept}
-
-
-def _values(part: Phase | Recipe) -> dict[str, Any]:
-    return {item.name: getattr(part, item.name) for item in fields(part)}
-
-
-def check_integer(name: str, value: int, least: int) -> None:
-    """Raises InvalidConfiguration where a value is no integer of at least `least`."""
-    if not isinstance(value, int) or value < least:
-        raise InvalidConfiguration(f"{name} {value}: expected an integer of at least {least}")

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from onceforall.architecture import Architecture
-from onceforall.nn.supernet import Trainable
-from onceforall.tasks.task import Task
 from onceforall.training.run import Run
 from onceforall.training.run_folder import State
-from onceforall.training.schedule import Phase
 
 
 def train_step(
@@ -42,20 +40,7 @@ def train_step(
     chunks = zip(images.split(run.chunk), run.task.split(targets, run.chunk), strict=True)
     for index, (chunk, wanted) in enumerate(chunks, before):
         torch.manual_seed(dropout_seed + index)
-        share = len(chunk) / recipe.batch_size
-        means += share * backward(
-            run.net,
-            archs,
-            phase,
-            run.task,
-            chunk,
-            wanted,
-            teacher=teacher,
-            label_smoothing=recipe.label_smoothing,
-            share=share,
-            ramp=phase.ramp_at(state.step, run.steps_per_epoch),
-            bf16=run.precision == "bf16",
-        )
+        means += _backward(run, state, archs, chunk, wanted, teacher)
     processes.sum_gradients(run.parameters)
     if recipe.clip_norm:
         nn.utils.clip_grad_norm_(run.parameters, recipe.clip_norm)
@@ -63,26 +48,18 @@ def train_step(
     return means
 
 
-def backward(
-    net: Trainable,
-    archs: Sequence[Architecture],
-    phase: Phase,
-    task: Task,
-    images: Tensor,
-    targets: Any,
-    *,
-    teacher: nn.Module | None = None,
-    label_smoothing: float = 0.0,
-    share: float = 1.0,
-    ramp: float = 1.0,
-    bf16: bool = False,
+def _backward(
+    run: Run, state: State, archs: Sequence[Architecture], images: Tensor, targets: Any, teacher: nn.Module | None
 ) -> Tensor:
-    """Add the gradients of all sub-networks on images [n, 3, height, width]: of each objective times `share`.
+    """Add the gradients of all sub-networks on a chunk of the batch, images [n, 3, height, width].
 
-    The teacher, frozen or the first sub-network, runs once. `ramp` weighs all sub-networks but the
-    first. Returns the mean over the sub-networks of objective and plain loss, [2].
+    The teacher, frozen or the first sub-network, runs once. Returns objective and plain loss [2], mean
+    over the sub-networks, as this chunk's share of their means over the whole batch.
     """
-    precision = torch.autocast(images.device.type, torch.bfloat16, enabled=bf16)
+    phase, recipe, task = run.phase(state), run.recipe, run.task
+    share = len(images) / recipe.batch_size
+    ramp = phase.ramp_at(state.step, run.steps_per_epoch)  # the weight of all sub-networks but the first
+    precision = torch.autocast(images.device.type, torch.bfloat16, enabled=run.precision == "bf16")
     total = torch.zeros(2, device=images.device)
     taught = None
     if teacher is not None:
@@ -90,21 +67,16 @@ def backward(
             taught = teacher(images)
     for index, arch in enumerate(archs):
         with precision:
-            outputs = net(images, arch)
+            outputs = run.net(images, arch)
         if taught is None:
-            loss = task.loss(outputs, targets, label_smoothing)
+            loss = task.loss(outputs, targets, recipe.label_smoothing)
         else:
             loss = phase.distill * phase.loss(outputs, taught)
             if phase.hard:
-                loss = loss + phase.hard * task.loss(outputs, targets, label_smoothing)
+                loss = loss + phase.hard * task.loss(outputs, targets, recipe.label_smoothing)
         if phase.teacher == "in_place" and index == 0:
-            taught = _detached(outputs)
+            taught = tree_map(Tensor.detach, outputs)
         (loss * (share * ramp if index else share)).backward()
         with torch.no_grad():
             total += torch.stack([loss.detach(), task.loss(outputs, targets)]) / len(archs)
-    return total
-
-
-def _detached(outputs: Any) -> Any:
-    """What a network returns, a tensor or several, without its graph."""
-    return outputs.detach() if isinstance(outputs, Tensor) else type(outputs)(map(_detached, outputs))
+    return share * total

@@ -13,30 +13,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from onceforall.checkpoint import load_supernet, save_network, save_supernet
+from onceforall.checkpoint import load_supernet, restore, save_network, save_supernet
 from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
 from onceforall.evaluate import measure, ready
 from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.supernet import Network, Supernet
-from onceforall.sizes import Size
+from onceforall.sizes import Size, size_of
 from onceforall.training import guard
-from onceforall.training.checkpoints import Checkpoints, Memory, diverged
 from onceforall.training.distributed import Processes
 from onceforall.training.guard import OnDivergence
-from onceforall.training.journal import Journal
-from onceforall.training.run import Precision, Run, size_of
+from onceforall.training.optimizers import is_state, state_of
+from onceforall.training.parts import expect
+from onceforall.training.run import Precision, Run
 from onceforall.training.run_folder import Record, RunFolder, State
-from onceforall.training.schedule import Phase, Recipe
+from onceforall.training.schedule import Recipe
 from onceforall.training.step import train_step
-from onceforall.training.window import Window
 
 N = TypeVar("N", bound=Supernet | Network)
 LOG_EVERY = 50  # steps
@@ -79,8 +78,7 @@ def train(
         ("evaluate_every", evaluate_every, 1),
         ("seed", seed, 0),
     ):
-        if value < least:
-            raise InvalidConfiguration(f"{name} {value}: expected at least {least}")
+        expect(name, value, value >= least, f"at least {least}")
     for name, text, choices in (
         ("precision", precision, get_args(Precision)),
         ("on_divergence", on_divergence, get_args(OnDivergence)),
@@ -90,118 +88,131 @@ def train(
     with Processes(device) as processes:
         keep_freed_memory()
         run_ = Run(net, data, recipe, processes, seed, precision)
-        folder = RunFolder(Path(run), run_.identity(origin), keep, run_.renew())
-        _Trainer(run_, folder, checkpoint_every, evaluate_every, on_divergence).go(
-            report, math.inf if stop_after is None else stop_after
-        )
+        folder = RunFolder(Path(run), run_.identity(origin), keep, run_.renewed)
+        left = math.inf if stop_after is None else stop_after
+        _Trainer(run_, folder, checkpoint_every, evaluate_every, on_divergence, report, left).go()
     return net
 
 
+@dataclass
 class _Trainer:
-    """The loop over phases and steps. What changes on the way is the `State` that its methods hand on."""
+    """The loop over phases and steps: `state` is where it is, `left` how many steps this call may still do.
 
-    def __init__(
-        self, run: Run, folder: RunFolder, checkpoint_every: int, evaluate_every: int, on_divergence: OnDivergence
-    ) -> None:
-        self.run, self.folder, self.checkpoints = run, folder, Checkpoints(run, folder)
-        self.checkpoint_every, self.evaluate_every, self.on_divergence = checkpoint_every, evaluate_every, on_divergence
-        self.teachers = _Teachers(run, folder.path / "teacher.safetensors")
+    memory: what the optimiser remembered at the checkpoint that the phase goes on from, by the names of
+    checkpoints; teachers: by the resolution at which they are calibrated; began: when training would have
+    begun without interruption.
+    """
 
-    def go(self, report: Callable[[Record], None], budget: float) -> None:
-        """Begin, or go on from the newest checkpoint, for so many steps."""
-        processes, phases = self.run.processes, self.run.recipe.phases
-        state, memory = self._begin_or_resume()
-        journal, steps = Journal(self.run, self.folder, report, state.seconds), _Budget(budget)
-        while state.phase < len(phases):
-            if steps.left <= 0:
+    run: Run
+    folder: RunFolder
+    checkpoint_every: int
+    evaluate_every: int
+    on_divergence: OnDivergence
+    report: Callable[[Record], None]
+    left: float
+    state: State = field(default_factory=State)
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    teachers: dict[Size, nn.Module] = field(default_factory=dict)
+    began: float = 0.0
+
+    def go(self) -> None:
+        """Begin, or go on from the newest checkpoint."""
+        net, processes = self.run.net, self.run.processes
+        self._begin_or_resume()
+        while self.state.phase < len(self.run.recipe.phases):
+            if self.left <= 0:
                 return  # what comes next is in the folder
             try:
-                state, memory = self._phase(state, memory, journal, steps), {}
+                self._phase()
             except TrainingDiverged as error:
-                if self.on_divergence == "stop" or state.rollbacks >= guard.ROLLBACKS:
+                if self.on_divergence == "stop" or self.state.rollbacks >= guard.ROLLBACKS:
                     raise TrainingDiverged(
                         f"{error}: train in a new folder with a lower one; "
                         f"{self.folder.path} keeps its last good checkpoint"
                     ) from error
-                state, memory = self._roll_back(state, journal, error)
+                self._roll_back(error)
         if processes.first:
-            self._save_result()
+            if isinstance(net, Network):
+                save_network(self.folder.path / "network.safetensors", net)
+            else:
+                save_supernet(self.folder.path / "supernet.safetensors", net)
         processes.wait()
 
-    def _begin_or_resume(self) -> tuple[State, Memory]:
-        """Where to go on, with the weights of that place: at the newest checkpoint, or at the start of a new folder."""
+    def _begin_or_resume(self) -> None:
+        """Find the place to go on, with its weights: the newest checkpoint, or the start of a new folder."""
         run, processes = self.run, self.run.processes
         about = {"device": str(processes.device), "processes": processes.world, "threads": torch.get_num_threads()}
-        found = self.checkpoints.find()
+        found, self.began = self._newest(), time.perf_counter()
         if found is None:
             if processes.first:
                 self.folder.begin(about, run.data.held_out())
-            self.checkpoints.save(State(), 0.0)
+            self._check_weights()
+            self._save({})
             processes.wait()
-            return State(), {}
+            return
         self.folder.check_identity()
-        state, memory = self.checkpoints.take(*found)
+        self._take(*found)
         processes.check_equal(run.parameters)
+        self.began -= self.state.seconds
         if processes.first:
-            self.folder.forget_after(state)
-            self.folder.log({"event": "resume", "phase": state.phase, "step": state.step, **about})
-        return state, memory
+            self.folder.forget_after(self.state)
+            self.folder.log({"event": "resume", "phase": self.state.phase, "step": self.state.step, **about})
 
-    def _phase(self, state: State, memory: Memory, journal: Journal, budget: _Budget) -> State:
-        """The rest of a phase, or as many steps as the budget allows. Returns where to go on.
-
-        `state` is kept up to date on the way, and says how far it came where this raises TrainingDiverged.
-        """
-        run, phase, steps = self.run, self.run.phase(state), self.run.steps(state)
+    def _phase(self) -> None:
+        """The rest of a phase, or as many steps as are left. Raises TrainingDiverged."""
+        run, state = self.run, self.state
+        phase, steps = run.phase(state), run.steps(state)
         if state.step == 0 and phase.sort_channels and isinstance(run.net, Supernet):
             run.net.sort_channels(run.recipe.opened_before(state.phase, run.net.space))
-        optimizer = run.recipe.optimizer.of(run.net, memory)
-        last = int(min(steps, state.step + budget.left))
-        window = Window()
+        optimizer = run.recipe.optimizer.of(run.net, self.memory)
+        last = int(min(steps, state.step + self.left))
+        losses, since = list[Tensor](), time.perf_counter()  # since the last log record
         for images, targets in run.data.training(run.plan(state).batches(state.step, last), run.processes.device):
-            teacher = self.teachers.at(size_of(images)) if phase.teacher == "frozen" else None
-            window.add(train_step(run, state, optimizer, images, targets, teacher), run.recipe.batch_size)
+            teacher = self._teacher(size_of(images.shape[-2:])) if phase.teacher == "frozen" else None
+            losses.append(train_step(run, state, optimizer, images, targets, teacher))
             state.step += 1
-            budget.left -= 1
-            journal.step(state)
+            self.left -= 1
+            if run.processes.first:
+                self.report({**run.place(state), "steps": steps})
             log = state.step % LOG_EVERY == 0 or state.step == steps
             checkpoint = state.step % self.checkpoint_every == 0 or state.step == last
             if log or checkpoint:
-                means = self._checked(state, window)
+                means = self._checked(torch.stack(losses).mean(0))
             if log:
                 rate = optimizer.param_groups[0]["lr"]
-                journal.log(state, {**means, "learning_rate": rate, "images_per_s": window.speed})
-                window = Window()
+                speed = len(losses) * run.recipe.batch_size / (time.perf_counter() - since)
+                self._log({**means, "learning_rate": rate, "images_per_s": speed})
+                losses, since = [], time.perf_counter()
             began = time.perf_counter()
             if state.step % (self.evaluate_every * run.steps_per_epoch) == 0 or state.step == steps:
-                self._evaluate(state, phase, journal)
+                self._evaluate()
             if checkpoint and state.step < steps:
-                self.checkpoints.save(state, journal.seconds, optimizer)
-            window.since += time.perf_counter() - began  # neither is training
-        return state if state.step < steps else self._end_phase(state, journal)
+                self._check_weights()
+                self._save(state_of(run.net, optimizer))
+            since += time.perf_counter() - began  # neither is training
+        if state.step == steps:
+            self._end_phase()
 
-    def _end_phase(self, state: State, journal: Journal) -> State:
+    def _end_phase(self) -> None:
         """Keep what later phases need, and the checkpoint that the next one begins with."""
-        run, processes = self.run, self.run.processes
-        self.checkpoints.check_weights(state)  # while this is the phase to go back in
-        taught = any(later.teacher == "frozen" for later in run.recipe.phases)
-        if state.phase == 0 and taught and processes.first and isinstance(run.net, Supernet):
-            save_supernet(self.teachers.path, run.net)
-        following = State(phase=state.phase + 1, rollbacks=state.rollbacks)
-        self.checkpoints.save(following, journal.seconds)
+        net, processes = self.run.net, self.run.processes
+        self._check_weights()  # while this is the phase to go back in
+        taught = any(later.teacher == "frozen" for later in self.run.recipe.phases)
+        if self.state.phase == 0 and taught and processes.first and isinstance(net, Supernet):
+            save_supernet(self.folder.teacher, net)
+        self.state, self.memory = State(phase=self.state.phase + 1, rollbacks=self.state.rollbacks), {}
+        self._save({})
         processes.wait()  # for the teacher
-        return following
 
-    def _checked(self, state: State, window: Window) -> Record:
-        """Mean losses of the window over all processes. Raises TrainingDiverged where they are hopeless."""
-        task = self.run.task
-        objective, plain = self.run.processes.sum(window.means()).tolist()
-        problem = guard.trouble(task.loss_name.replace("_", " "), plain, state, task.chance_loss(self.run.data))
-        if problem:
-            raise diverged(self.run, state, problem)
-        return {"loss": objective, task.loss_name: plain}
+    def _teacher(self, resolution: Size) -> nn.Module:
+        """The largest network as the first phase left it, calibrated at a resolution, batch norm folded."""
+        if resolution not in self.teachers:
+            supernet = load_supernet(self.folder.teacher).to(self.run.processes.device)
+            largest = supernet.space.restrict(resolutions=[resolution]).largest()
+            self.teachers[resolution] = ready(supernet, largest, self.run.data)
+        return self.teachers[resolution]
 
-    def _evaluate(self, state: State, phase: Phase, journal: Journal) -> None:
+    def _evaluate(self) -> None:
         """Log the scores of the largest and the smallest open sub-network on the label images."""
         net, key = self.run.net, self.run.task.score.key
         if not self.run.processes.first:
@@ -209,48 +220,81 @@ class _Trainer:
         if isinstance(net, Network):
             ends = {f"largest_{key}": net.architecture}
         else:
-            smallest = phase.opened(net.space).smallest()
+            smallest = self.run.phase(self.state).opened(net.space).smallest()
             ends = {f"largest_{key}": net.space.largest(), f"smallest_open_{key}": smallest}
-        journal.log(state, {name: measure(net, arch, self.run.data, "label") for name, arch in ends.items()})
+        self._log({name: measure(net, arch, self.run.data, "label") for name, arch in ends.items()})
 
-    def _roll_back(self, state: State, journal: Journal, error: TrainingDiverged) -> tuple[State, Memory]:
-        """Go back to the last checkpoint, with half the learning rate from there to the end of the phase."""
-        found = self.checkpoints.load()
-        assert found is not None  # each phase begins with a checkpoint
-        good, memory = found
-        good = replace(good, rate_scale=state.rate_scale * guard.RATE_FACTOR, rollbacks=state.rollbacks + 1)
+    def _log(self, record: Record) -> None:
+        """Write and report a record with its place and time: in the first process."""
         if self.run.processes.first:
-            self.folder.forget_after(good)
-        self.checkpoints.write(good, journal.seconds, memory)  # so that a resumed run has the lower rate, too
-        journal.log(good, {"event": "rollback", "reason": str(error), "rate_scale": good.rate_scale})
-        return good, memory
+            record = {**self.run.place(self.state), **record, "seconds": time.perf_counter() - self.began}
+            self.folder.log(record)
+            self.report(record)
 
-    def _save_result(self) -> None:
-        net = self.run.net
-        if isinstance(net, Network):
-            save_network(self.folder.path / "network.safetensors", net)
-        else:
-            save_supernet(self.folder.path / "supernet.safetensors", net)
+    # The guard against divergence
 
+    def _checked(self, losses: Tensor) -> Record:
+        """Objective and plain loss [2], mean over all processes. Raises TrainingDiverged where they are hopeless."""
+        task = self.run.task
+        objective, plain = self.run.processes.sum(losses).tolist()
+        problem = guard.trouble(task.loss_name.replace("_", " "), plain, self.state, task.chance_loss(self.run.data))
+        if problem:
+            raise self._diverged(problem)
+        return {"loss": objective, task.loss_name: plain}
 
-class _Budget:
-    """Steps that a call may still do."""
+    def _check_weights(self) -> None:
+        """Raises TrainingDiverged: a checkpoint must never replace good weights by what has diverged."""
+        self.run.processes.check_equal(self.run.parameters)  # first: what follows is then the same for all
+        for name, parameter in self.run.net.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise self._diverged(f"{name} is not finite")
 
-    def __init__(self, left: float) -> None:
-        self.left = left
+    def _diverged(self, what: str) -> TrainingDiverged:
+        """The error, which names the place and the learning rate."""
+        phase, step = self.run.phase(self.state), self.state.step
+        rate = phase.learning_rate * self.state.rate_scale
+        return TrainingDiverged(f"{what} in phase {phase.name}, step {step}, at a peak learning rate of {rate:g}")
 
+    def _roll_back(self, error: TrainingDiverged) -> None:
+        """Go back to the last checkpoint, with half the learning rate from there to the end of the phase."""
+        rate_scale, rollbacks = self.state.rate_scale * guard.RATE_FACTOR, self.state.rollbacks + 1
+        found = self._newest()
+        assert found is not None  # each phase begins with a checkpoint
+        self._take(*found)
+        self.state = replace(self.state, rate_scale=rate_scale, rollbacks=rollbacks)
+        if self.run.processes.first:
+            self.folder.forget_after(self.state)
+        self._save(self.memory)  # so that a resumed run has the lower rate, too
+        self._log({"event": "rollback", "reason": str(error), "rate_scale": rate_scale})
 
-class _Teachers:
-    """The largest network as the first phase left it, at each resolution that is asked for."""
+    # Checkpoints: weights, what the optimiser remembers, and the place
 
-    def __init__(self, run: Run, path: Path) -> None:
-        self._run, self.path = run, path
-        self._built: dict[Size, nn.Module] = {}
+    def _newest(self) -> tuple[dict[str, Tensor], State] | None:
+        """The tensors and the place of the newest checkpoint, if there is one.
 
-    def at(self, resolution: Size) -> nn.Module:
-        """Calibrated at this resolution, batch norm folded."""
-        if resolution not in self._built:
-            supernet = load_supernet(self.path).to(self._run.processes.device)
-            largest = supernet.space.restrict(resolutions=[resolution]).largest()
-            self._built[resolution] = ready(supernet, largest, self._run.data)
-        return self._built[resolution]
+        Raises InvalidConfiguration where it is not the same for all processes, IncompatibleCheckpoint.
+        """
+        processes = self.run.processes
+        processes.wait()  # the first may be about to write it
+        found = self.folder.load()
+        place = (found[1].phase, found[1].step) if found else (-1, -1)
+        if not processes.agree(torch.tensor(place, device=processes.device)):
+            raise InvalidConfiguration(
+                f"{self.folder.path}: the processes find different checkpoints: give a folder that all of them see"
+            )
+        return found
+
+    def _take(self, tensors: dict[str, Tensor], state: State) -> None:
+        """Go to the place of a checkpoint: put its weights into the network, and keep what is the optimiser's."""
+        self.state, self.memory = state, {name: tensor for name, tensor in tensors.items() if is_state(name)}
+        weights = {name: tensor for name, tensor in tensors.items() if not is_state(name)}
+        restore(self.run.net, weights, str(self.folder.path / "checkpoints"))
+
+    def _save(self, memory: dict[str, Tensor]) -> None:
+        """Write a checkpoint of this place, `memory` being the optimiser's: in the first process.
+
+        Raises UnwritableOutput.
+        """
+        if self.run.processes.first:
+            state = replace(self.state, seconds=time.perf_counter() - self.began)
+            self.folder.save({**self.run.net.state_dict(), **memory}, state, self.run.following(state))

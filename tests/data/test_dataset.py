@@ -1,4 +1,6 @@
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,6 +249,21 @@ def test_images_first_asked_for_in_inference_mode_are_fit_for_training(tiny_data
 # What is kept in memory
 
 
+@pytest.mark.parametrize(
+    ("gigabytes", "limit", "processes", "kept"),
+    [(16, "max", 1, 2048), (8, "max", 1, 1024), (64, str(12 << 30), 1, 1536), (64, "max", 8, 1024), (2, "max", 4, 384)],
+)
+def test_as_much_is_kept_as_memory_allows(
+    gigabytes: int, limit: str, processes: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10,000 label pictures of 224 px, which would be decoded for each sub-network, on a machine of 12 GB or more."""
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": gigabytes << 18}.get)
+    monkeypatch.setattr(Path, "read_text", lambda self: limit)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert dataset.kept_bytes() == kept << 20
+    assert (kept << 20 > 10_000 * 3 * 224 * 224) == (kept >= 1536)
+
+
 @pytest.mark.parametrize("bound", [0, 10 * 3 * 16 * 4, 1 << 30])
 def test_no_more_images_are_kept_than_fit_and_batches_are_the_same(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 100 images, 10 label and 5 calibrate; of 4 px, ten take the second bound, and 7 are for the test."""
@@ -260,4 +277,4 @@ def test_no_more_images_are_kept_than_fit_and_batches_are_the_same(bound: int, m
                 assert torch.equal(images, ours)
                 assert torch.equal(labels, theirs)
             assert torch.equal(data.images(split, side), whole.images(split, side))
-            assert sum(each.nbytes for each in data._prepared.values()) <= bound
+            assert sum(images.nbytes for images, _ in data._prepared.values()) <= bound

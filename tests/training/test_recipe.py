@@ -471,6 +471,22 @@ def test_a_recipe_of_another_package_gets_what_is_given_alone(monkeypatch: pytes
         default(mobilenet_v3(), "mine", subnets=2)
 
 
+def test_a_recipe_of_another_package_takes_what_every_recipe_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what its function does not name; what it names goes through the function."""
+
+    def mine(clip_norm: float = 1.0) -> Recipe:
+        return Recipe("mine", (Phase("only", 1, 0.1),), 32, AdamW(), clip_norm=2 * clip_norm)
+
+    monkeypatch.setitem(BY_NAME._registered, "mine", mine)
+    settings = {"weight_decay": 0.1, "label_smoothing": 0.0, "batch_norm_size": 16}
+    made = default(mobilenet_v3(), "mine", clip_norm=3.0, learning_rate_scale=0.5, **settings)
+    phases, optimizer = (Phase("only", 1, 0.05),), AdamW(weight_decay=0.1)
+    assert made == Recipe("mine", phases, 32, optimizer, label_smoothing=0.0, clip_norm=6.0, batch_norm_size=16)
+    assert by_name("mine", optimizer=SGD()).optimizer == SGD()
+    with pytest.raises(InvalidConfiguration, match=r"recipe mine does not take that: AdamW.*'momentum'"):
+        by_name("mine", momentum=0.5)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "message"),
     [

@@ -29,7 +29,7 @@ from onceforall.nn.supernet import Network, Supernet, Trainable
 from onceforall.space import SearchSpace
 from onceforall.spaces.inverted_residual import InvertedResidualSpace
 from onceforall.tasks.classification import Classification
-from onceforall.training import journal, samplers, trainer
+from onceforall.training import samplers, trainer
 from onceforall.training.losses import KLDivergence
 from onceforall.training.optimizers import SGD, AdamW
 from onceforall.training.recipe import (
@@ -397,7 +397,7 @@ def test_seconds_add_up_over_interruptions_and_phases(
     tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr(journal, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     recipe = Recipe("two", (Phase("first", 1, 0.01), Phase("second", 1, 0.01)), batch_size=30)
     seconds = []
     for _ in range(3):

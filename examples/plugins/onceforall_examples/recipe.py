@@ -6,7 +6,6 @@ ofa train --recipe towards_small --epochs 30 --out runs/small
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -39,14 +38,16 @@ class JensenShannon(LogitLoss):
         return divergence.sum(1).mean()
 
 
-def towards_small(
-    epochs: int = 30, batch_size: int = 128, learning_rate_scale: float = 1.0, subnets: int = 3, **settings: Any
-) -> Recipe:
-    """One phase with everything open. Claim: none, it is an example."""
+def towards_small(epochs: int = 30, batch_size: int = 128, subnets: int = 3) -> Recipe:
+    """One phase with everything open. Claim: none, it is an example.
+
+    `ofa train` sets what every recipe has, such as `--clip-norm`, `--weight-decay` and `--learning-rate-scale`, in
+    what comes back.
+    """
     phase = Phase(
         "towards small",
         epochs,
-        learning_rate=2.6 * learning_rate_scale * batch_size / 2048,
+        learning_rate=2.6 * batch_size / 2048,
         open=OPEN,
         sampler=TowardsSmall(),
         subnets=subnets,
@@ -54,4 +55,4 @@ def towards_small(
         loss=JensenShannon(),
         hard=0.5,
     )
-    return Recipe("towards_small", (phase,), batch_size, clip_norm=1.0, **settings)
+    return Recipe("towards_small", (phase,), batch_size, clip_norm=1.0)
