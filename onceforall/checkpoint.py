@@ -63,23 +63,26 @@ def restore(
     """
     own = module.state_dict()
     expected = {names[name]: tensor for name, tensor in own.items()} if names else own
-    missing = sorted(expected.keys() - tensors.keys())
-    extra = sorted(tensors.keys() - expected.keys())
-    shapes = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    problems = [
-        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for kind, names in (("missing", missing), ("extra", extra), ("of wrong shape", shapes))
-        if names
-    ]
-    if problems:
-        raise IncompatibleCheckpoint(f"{origin} does not fit this space: tensors {'; '.join(problems)}")
+    if problem := misfit(tensors, {name: tuple(tensor.shape) for name, tensor in expected.items()}):
+        raise IncompatibleCheckpoint(f"{origin} does not fit this space: tensors {problem}")
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(tensors[name])
+
+
+def misfit(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> str:
+    """How tensors differ from what is expected, in words; empty where names and shapes are the same."""
+    shapes = [
+        f"{name} {tuple(found[name].shape)} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    return "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for kind, names in (("missing", missing), ("extra", extra), ("of wrong shape", shapes))
+        if names
+    )
 
 
 def save_supernet(path: Path, supernet: Supernet) -> None:

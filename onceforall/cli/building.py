@@ -191,7 +191,9 @@ def finetune(
 def label(
     model: Annotated[str, typer.Option(help="Run folder of `ofa train`, or a known supernet.")],
     data: Data = "cifar10",
-    count: Annotated[int, typer.Option(help="Number of random sub-networks; the uniform ones come on top.")] = 560,
+    count: Annotated[
+        int, typer.Option(help="Number of random sub-networks; at most a quarter as many uniform ones come on top.")
+    ] = 560,
     distribution: Annotated[
         str,
         typer.Option(

@@ -44,6 +44,7 @@ from onceforall.search.evolution import GENERATIONS
 from onceforall.search.evolution import search as run_search
 from onceforall.search.pareto import front as run_front
 from onceforall.space import SearchSpace
+from onceforall.tasks import task_of
 
 Table = LatencyTable | LatencyTables | LearnedLatency
 
@@ -106,29 +107,29 @@ def search(
     constraints += read_limits(space, limit, macs=macs, params=params, memory=memory, weights=weights)
     if accuracy is None:
         with console.status("accuracy predictor"):
-            accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels))
+            accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels, entry.score))
         if save_predictor:
             files.save_predictor(save_predictor, accuracy)
     if front:
         cost = tables[0] if tables else MACs()
         outline = run_front(space, accuracy, [cost], constraints, points=points, seed=seed)
         write_json(out, {"model": model, **outline.to_json()})
-        console.print(searches.front(outline))
+        console.print(searches.front(outline, entry.score))
         announce(out, f": {outline.evaluations} evaluations in {outline.seconds:.1f} s")
         return
     result = run_search(space, accuracy, constraints, seed=seed, generations=generations, keep=max(10, top))
-    content = result.to_json()
+    content, score = result.to_json(), entry.score
     if measure:
-        found = confirm_on_device(
-            entry.supernet, space, accuracy, result, constraints, open_data(data, notify), top=top
-        )
+        images = open_data(data, notify)
+        score = task_of(images).score
+        found = confirm_on_device(entry.supernet, space, accuracy, result, constraints, images, top=top)
         content, result = found.to_json(), found.result
-        console.print(searches.trials(found))
+        console.print(searches.trials(found, score))
     write_json(out, {"model": model, **content})
     costs = ", ".join(f"{cost.name} {cost.value:.4g} <= {cost.bound:.4g} {cost.unit}" for cost in result.costs)
     announce(
         out,
-        f": predicted top-1 {result.accuracy:.2f} %, {costs or 'no bounds'}; "
+        f": predicted {score.name} {score.text(score.goal(result.accuracy))}, {costs or 'no bounds'}; "
         f"{result.evaluations} evaluations in {result.seconds:.1f} s\n{result.architecture}",
     )
 

@@ -9,7 +9,7 @@ measured in benchmarks/accuracy_predictor.py.
 from onceforall.predict.ensemble import EnsemblePredictor
 from onceforall.predict.files import load_predictor, save_predictor
 from onceforall.predict.mlp import MLPPredictor
-from onceforall.predict.predictor import AccuracyPredictor, UncertainPredictor
+from onceforall.predict.predictor import AccuracyPredictor
 from onceforall.predict.quality import MACsPredictor, PredictorQuality, assess
 from onceforall.predict.ridge import RidgePredictor
 
@@ -20,7 +20,6 @@ __all__ = [
     "MLPPredictor",
     "PredictorQuality",
     "RidgePredictor",
-    "UncertainPredictor",
     "assess",
     "load_predictor",
     "save_predictor",

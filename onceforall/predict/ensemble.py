@@ -44,21 +44,19 @@ class EnsemblePredictor(FittedPredictor):
         options: dict[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(space)
+        options = dict(options or {})
+        super().__init__(space, members=members, of=of, options=options, seed=seed)
         if not 2 <= members <= LEAST_LABELS:
             raise InvalidConfiguration(f"{members} members: expected 2 to {LEAST_LABELS}")
         if of not in MEMBERS:
             raise InvalidConfiguration(f"an ensemble of {of!r}: choices are {', '.join(MEMBERS)}")
-        self.of, self.options, self.seed = of, dict(options or {}), seed
+        self.of, self.options, self.seed = of, options, seed
         self.members: list[FittedPredictor] = [self._member(number) for number in range(members)]
 
     def _member(self, number: int) -> FittedPredictor:
         if self.of == "mlp":
             return MLPPredictor(self.space, **{**self.options, "seed": 1000 * self.seed + number})
         return RidgePredictor(self.space, **{"interactions": True, **self.options})
-
-    def settings(self) -> dict[str, Any]:
-        return {"members": len(self.members), "of": self.of, "options": self.options, "seed": self.seed}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         of_members = {

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from onceforall import spaces
-from onceforall.checkpoint import read_tensors, write_tensors
+from onceforall.checkpoint import misfit, read_tensors, write_tensors
 from onceforall.errors import IncompatibleCheckpoint, OFAError, OutOfDomain
 from onceforall.predict.ensemble import EnsemblePredictor
 from onceforall.predict.mlp import MLPPredictor
-from onceforall.predict.predictor import layout_problem
+from onceforall.predict.predictor import seen_shape
 from onceforall.predict.ridge import RidgePredictor
 
 FORMAT = "onceforall.accuracy_predictor/1"
@@ -50,8 +50,7 @@ def load_predictor(path: str | Path) -> Predictor:
         predictor = KINDS[metadata["kind"]](space, **json.loads(metadata["settings"]))
     except (KeyError, TypeError, ValueError, OFAError) as error:
         raise IncompatibleCheckpoint(f"{path}: its space or settings cannot be read: {error}") from error
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    if problem := layout_problem(predictor, arrays):
+    if problem := misfit(tensors, {**predictor.shapes(), "seen": seen_shape(space)}):
         raise IncompatibleCheckpoint(f"{path} does not fit its space and settings: tensors {problem}")
-    predictor.adopt(arrays)
+    predictor.adopt({name: tensor.numpy() for name, tensor in tensors.items()})
     return predictor

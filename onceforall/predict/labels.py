@@ -36,6 +36,7 @@ FORMAT = "onceforall.labels/1"
 
 # What the headers of older files leave out; and "weights", the digest of the supernet's.
 DEFAULTS = {"distribution": "mixed", "precision": "fp32"}
+UNIFORM_SHARE = 4  # of as many random sub-networks one uniform one is measured: some spaces have hundreds of those
 PATIENCE = 0.5  # seconds between looks at what the other processes have done
 
 
@@ -68,11 +69,12 @@ def label(
 ) -> list[Label]:
     """Measure sub-networks on a split and write them to `path`; rows already there are kept, asked for or not.
 
-    Returns those that were asked for. Each is extracted and its batch norm recalibrated first.
-    `distribution` and `precision`: `predict/sampling.py` and `Evaluator`. `report` receives (done,
-    total). Started by `torchrun`, the processes share the work: each measures its part into a file
-    beside `path`, and the first gathers. Raises InvalidConfiguration where the file is of another
-    supernet, seed or data set.
+    Returns those that were asked for: `count` random ones and, with `uniform`, at most a quarter as many
+    uniform ones on top, spread evenly over those of the space. Each is extracted and its batch norm
+    recalibrated first. `distribution` and `precision`: `predict/sampling.py` and `Evaluator`. `report`
+    receives (done, total). Started by `torchrun`, the processes share the work: each measures its part
+    into a file beside `path`, and the first gathers. Raises InvalidConfiguration where the file is of
+    another supernet, seed or data set.
     """
     if split == "test":
         raise InvalidConfiguration("labels on test images would let the test set select: use the label split")
@@ -92,7 +94,7 @@ def label(
     if task.name != CLASSIFICATION.name:
         header |= {"task": task.name, "score": to_json(task.score)}
     key = task.score.key
-    planned = plan(supernet.space, count, seed, uniform, distribution)
+    planned = plan(supernet.space, count, seed, uniform, distribution, count // UNIFORM_SHARE)
     done = _gather(path, header, supernet.space)
     own = path if world == 1 else path.with_name(f"{path.name}.{rank}-of-{world}")
     # Whole lines are written back where a kill left half a line; and a header appears at once or not at all,

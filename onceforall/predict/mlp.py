@@ -9,7 +9,6 @@ the paper's network with one linear connection past its hidden layers.
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,21 +36,13 @@ class MLPPredictor(FittedPredictor):
     def __init__(
         self, space: SearchSpace, *, hidden: int = 400, epochs: int = 60, weight_decay: float = 0.03, seed: int = 0
     ) -> None:
-        super().__init__(space)
+        super().__init__(space, hidden=hidden, epochs=epochs, weight_decay=weight_decay, seed=seed)
         self.hidden, self.epochs, self.weight_decay, self.seed = hidden, epochs, weight_decay, seed
 
     @property
     def layers(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Weight [in, out] and bias [out] of each layer; the last gives points of top-1 beside the linear term."""
         return [(self.arrays[f"{i}.weight"], self.arrays[f"{i}.bias"]) for i in range(HIDDEN_LAYERS + 1)]
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            "hidden": self.hidden,
-            "epochs": self.epochs,
-            "weight_decay": self.weight_decay,
-            "seed": self.seed,
-        }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         features = len(self.space.encoded_choices)

@@ -6,7 +6,7 @@ Labels are checked, and there is no answer about what no label showed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -16,6 +16,7 @@ from onceforall.architecture import Architecture
 from onceforall.choices import DEPTH, WIDTH, listed
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration, OutOfDomain
 from onceforall.rows import RESOLUTION, Rows
+from onceforall.search.confirm import Learner
 from onceforall.space import SearchSpace
 
 LEAST_LABELS = 10
@@ -23,37 +24,17 @@ LEAST_LABELS = 10
 Arrays = dict[str, NDArray[Any]]
 
 
-class AccuracyPredictor(Protocol):
-    """Learns top-1 (percent) from labelled architectures and predicts it for others of the same space.
+class AccuracyPredictor(Learner, Protocol):
+    """Learns accuracies from labelled architectures and predicts them for others of the same space.
 
-    Raises OutOfDomain for what it cannot know: before `fit`, for another space, and for a choice that
-    none of its labels had.
+    An accuracy is top-1 (percent) of a classifier; for another task its score, or the negative of a score
+    where lower is better: what a search maximises. Raises OutOfDomain for what it cannot know: before
+    `fit`, for another space, and for a choice that none of its labels had. A search calls
+    `predict_rows`; one that says how far off it expects to be has `predict_with_uncertainty` as well.
     """
 
-    @property
-    def space(self) -> SearchSpace:
-        """The space of its rows."""
-
-    def fit(self, architectures: Sequence[Architecture], accuracies: Sequence[float]) -> Self:
-        """Learn from labelled architectures; accuracies in percent."""
-
     def predict(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
-        """Predicted top-1 (percent), shape [n]."""
-
-    def predict_rows(self, rows: Rows) -> NDArray[np.float64]:
-        """Predicted top-1 (percent) of rows of the space, shape [n]: what a search calls."""
-
-
-class UncertainPredictor(AccuracyPredictor, Protocol):
-    """An accuracy predictor that says how far off it expects to be."""
-
-    def predict_with_uncertainty(
-        self, architectures: Sequence[Architecture]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Predicted top-1 and the standard deviation of its error (percent, points), each of shape [n]."""
-
-    def predict_rows_with_uncertainty(self, rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The same for rows of the space."""
+        """Predicted accuracies, shape [n]."""
 
 
 class FittedPredictor(ABC):
@@ -66,15 +47,12 @@ class FittedPredictor(ABC):
 
     kind: str  # its name in files
 
-    def __init__(self, space: SearchSpace) -> None:
-        self.space = space
+    def __init__(self, space: SearchSpace, **settings: Any) -> None:
+        """settings: the keyword arguments of the subclass, all of them, JSON values."""
+        self.space, self._settings = space, settings
         self.arrays: Arrays = {}
 
     # What a subclass says
-
-    @abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """The keyword arguments that make an equal, unfitted predictor: JSON values."""
 
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -90,10 +68,14 @@ class FittedPredictor(ABC):
 
     # What they share
 
-    def fit(self, architectures: Sequence[Architecture], accuracies: Sequence[float]) -> Self:
-        """Learn from labelled architectures; accuracies in percent, repeated measurements are averaged.
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that make an equal, unfitted predictor: JSON values."""
+        return dict(self._settings)
 
-        Raises InvalidConfiguration below 10 distinct architectures and for accuracies that are no percentages,
+    def fit(self, architectures: Sequence[Architecture], accuracies: Sequence[float]) -> Self:
+        """Learn from labelled architectures; repeated measurements are averaged.
+
+        Raises InvalidConfiguration below 10 distinct architectures and for accuracies that are not finite,
         InvalidArchitecture for members of another space.
         """
         if len(architectures) != len(accuracies):
@@ -101,9 +83,9 @@ class FittedPredictor(ABC):
                 f"{len(architectures)} architectures and {len(accuracies)} accuracies: each needs one"
             )
         measured = np.asarray(accuracies, np.float64)
-        wrong = ~((measured >= 0) & (measured <= 100))  # written so that it finds what is no number as well
-        if wrong.any():
-            raise InvalidConfiguration(f"accuracy {measured[wrong][0]}: expected percent, 0 to 100")
+        wrong = measured[~np.isfinite(measured)]
+        if len(wrong):
+            raise InvalidConfiguration(f"accuracy {wrong[0]}: expected a finite number, as percent of top-1")
         every = self.space.to_rows(architectures)
         rows, inverse, counts = np.unique(every, axis=0, return_inverse=True, return_counts=True)
         if len(rows) < LEAST_LABELS:
@@ -162,23 +144,13 @@ class FittedPredictor(ABC):
 
 
 def seen_choices(space: SearchSpace, rows: Rows) -> NDArray[np.bool_]:
-    """Which choices occur in rows, shape [columns, 1 + most choices]; place 0 is that of a block that is cut off."""
-    counts = space.choice_counts
-    seen = np.zeros((len(counts), 1 + int(counts.max())), bool)
-    seen[np.arange(len(counts)), 1 + rows] = True
+    """Which choices occur in rows, shape `seen_shape`; place 0 of a column is that of a block that is cut off."""
+    seen = np.zeros(seen_shape(space), bool)
+    seen[np.arange(len(seen)), 1 + rows] = True
     seen[space.gene_columns, 0] = True  # what is not there: its unit's depth says whether that was seen
     return seen
 
 
-def layout_problem(predictor: FittedPredictor, arrays: Mapping[str, NDArray[Any]]) -> str:
-    """How arrays differ from what a predictor learns, in words; empty where they do not."""
-    counts = predictor.space.choice_counts
-    shapes = {**predictor.shapes(), "seen": (len(counts), 1 + int(counts.max()))}
-    missing, extra = sorted(shapes.keys() - arrays.keys()), sorted(arrays.keys() - shapes.keys())
-    wrong = [
-        f"{name} {arrays[name].shape} instead of {shape}"
-        for name, shape in shapes.items()
-        if name in arrays and arrays[name].shape != shape
-    ]
-    kinds = (("missing", missing), ("not expected", extra), ("of wrong shape", wrong))
-    return "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in kinds if names)
+def seen_shape(space: SearchSpace) -> tuple[int, int]:
+    """[columns, 1 + most choices]."""
+    return len(space.choice_counts), 1 + int(space.choice_counts.max())

@@ -8,7 +8,7 @@ The penalty has the least leave-one-out error, which has a closed form.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,12 +69,9 @@ class RidgePredictor(FittedPredictor):
     kind = "ridge"
 
     def __init__(self, space: SearchSpace, *, interactions: bool = False) -> None:
-        super().__init__(space)
+        super().__init__(space, interactions=interactions)
         self.interactions = interactions
         self.residuals: Matrix = np.zeros(0)
-
-    def settings(self) -> dict[str, Any]:
-        return {"interactions": self.interactions}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         features = len(self.space.encoded_choices)

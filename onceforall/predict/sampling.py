@@ -32,9 +32,17 @@ TRIES = 32  # draws, from which the one with MACs nearest to a target is taken
 
 
 def plan(
-    space: SearchSpace, count: int, seed: int, uniform: bool = False, distribution: str = "mixed"
+    space: SearchSpace,
+    count: int,
+    seed: int,
+    uniform: bool = False,
+    distribution: str = "mixed",
+    most_uniform: int | None = None,
 ) -> list[tuple[Kind, Architecture]]:
-    """Which architectures to label: `count` distinct ones of a distribution, then the uniform ones."""
+    """Which architectures to label: `count` distinct ones of a distribution, then the uniform ones.
+
+    most_uniform: so many of the uniform ones at most, evenly chosen in their order; None for all of them.
+    """
     if count < 0 or count > space.size:
         raise InvalidConfiguration(f"{count} labels: this space has {space.size} architectures")
     if distribution not in DISTRIBUTIONS:
@@ -50,7 +58,13 @@ def plan(
         kind = kinds[len(chosen) % len(kinds)]
         chosen.setdefault(draw[kind](space, rng), kind)
     result = [(kind, arch) for arch, kind in chosen.items()]
-    return result + [("uniform", arch) for arch in space.uniforms()] if uniform else result
+    if not uniform:
+        return result
+    uniforms = space.uniforms()
+    if most_uniform is not None and most_uniform < len(uniforms):
+        places = np.linspace(0, len(uniforms) - 1, most_uniform).round().astype(int)
+        uniforms = [uniforms[place] for place in places]
+    return [*result, *(("uniform", arch) for arch in uniforms)]
 
 
 def macs_sample(space: SearchSpace, rng: np.random.Generator) -> Architecture:

@@ -19,6 +19,7 @@ from onceforall.search.confirm import Confirmation, confirm
 from onceforall.search.result import SearchResult
 from onceforall.search.scoring import RowPredictor
 from onceforall.space import SearchSpace
+from onceforall.tasks import task_of
 
 
 def device_of(table: LatencyTable | LearnedLatency) -> Device:
@@ -40,6 +41,7 @@ def confirm_on_device(
 ) -> Confirmation:
     """`confirm` a search on the device of its first constraint, which is on a latency, and on the label images.
 
+    Accuracies are as the search maximises them: where a lower score is better, its negative (`Score.goal`).
     space: of the search, the supernet's or a part of it. Raises InvalidConfiguration where the first constraint
     knows no device.
     """
@@ -55,6 +57,7 @@ def confirm_on_device(
         return [timing.median for timing in measure_latency(device, [whole_network(space, a) for a in architectures])]
 
     def score(architectures: Sequence[Architecture]) -> list[float]:
-        return [measure(supernet, architecture, data, "label") for architecture in architectures]
+        goal = task_of(data).score.goal
+        return [goal(measure(supernet, architecture, data, "label")) for architecture in architectures]
 
     return confirm(space, accuracy, result, constraints, latency, score, top=top)

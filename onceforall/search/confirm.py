@@ -2,28 +2,32 @@
 
 An optimiser exploits the errors of what it maximises, so what it chose is measured before it is
 believed. How to measure is given as functions of architectures; nothing here knows a device or an image.
+
+An accuracy is what the predictor learnt: top-1 (percent) of classifiers; for another task its score in
+the score's unit, or the negative of that where lower is better. What is measured is given likewise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from onceforall import serial
 from onceforall.architecture import Architecture
 from onceforall.cost.model import Constraint, CostModel
 from onceforall.errors import InvalidConfiguration
 from onceforall.rows import Rows
 from onceforall.search.limits import Limits
 from onceforall.search.pareto import front, ranks
-from onceforall.search.result import Cost, SearchResult
+from onceforall.search.result import Cost, SearchResult, renamed
 from onceforall.search.scoring import RowPredictor, rows_of
 from onceforall.space import SearchSpace
 
-UNFAMILIAR = 0.0  # percent
+UNFAMILIAR = -1e30  # worse than any score, and still a number to reckon with
 
 Measure = Callable[[Sequence[Architecture]], Sequence[float]]
 
@@ -32,8 +36,8 @@ Measure = Callable[[Sequence[Architecture]], Sequence[float]]
 class Trial:
     """One candidate on the device and on images: what was predicted, and what was measured.
 
-    Costs are in the unit of the constraint, accuracies in percent. `measured_top1` is None where the
-    candidate broke its budget: nothing depends on it then.
+    Costs are in the unit of the constraint. `measured_top1`, an accuracy, is None where the candidate
+    broke its budget: nothing depends on it then.
     """
 
     architecture: Architecture
@@ -50,13 +54,12 @@ class Trial:
 
     @property
     def top1_gap(self) -> float | None:
-        """Measured minus predicted accuracy, in points."""
+        """Measured minus predicted accuracy, in points or in the unit of its score."""
         return None if self.measured_top1 is None else self.measured_top1 - self.predicted_top1
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, the gaps included."""
-        gaps = {"cost_gap_percent": self.cost_gap, "top1_gap": self.top1_gap}
-        return {**asdict(self), "architecture": self.architecture.to_json(), **gaps}
+        return {**serial.to_json(self), "cost_gap_percent": self.cost_gap, "top1_gap": self.top1_gap}
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def confirm(
     """Measure the winner of a search; where it breaks its budget, try the next best, `top` candidates at most.
 
     constraints: those of the search, of which the first is measured; measure_cost: in its unit;
-    measure_accuracy: percent, asked only about what met the budget. The first candidate that meets
+    measure_accuracy: asked only about what met the budget. The first candidate that meets
     it is chosen, or, where none does, the one that was measured cheapest.
     """
     if top < 1 or not constraints:
@@ -122,21 +125,21 @@ def confirm(
         result,
         architecture=chosen.architecture,
         accuracy=chosen.predicted_top1,
-        costs=tuple(Cost(c.model.name, float(c.model.cost(layers)), c.bound, c.model.unit) for c in constraints),
+        costs=tuple(Cost.of(c.model, c.model.cost(layers), c.bound) for c in constraints),
         runners_up=tuple(others),
     )
     return Confirmation(first, tuple(trials), bound, model.unit)
 
 
 class Learner(RowPredictor, Protocol):
-    """A predictor that learns from measured architectures; accuracies in percent."""
+    """A predictor that learns accuracies from measured architectures."""
 
     def fit(self, architectures: Sequence[Architecture], accuracies: Sequence[float]) -> Self: ...
 
 
 @dataclass(frozen=True)
 class MeasuredPoint:
-    """A measured network: accuracy (percent) as measured, cost as measured or, where nothing measured it, predicted.
+    """A measured network: accuracy as measured, cost as measured or, where nothing measured it, predicted.
 
     `predicted_top1` is what the predictor of its round expected; None for the first sample.
     """
@@ -151,7 +154,7 @@ class MeasuredPoint:
 class MeasuredFront:
     """All measured networks in the order of their measurement, and which of them are the front, cheapest first.
 
-    errors: for each round of the search, the mean absolute error of its predictions in points.
+    errors: for each round of the search, the mean absolute error of its predicted accuracies.
     """
 
     measured: tuple[MeasuredPoint, ...]
@@ -166,20 +169,9 @@ class MeasuredFront:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; what is measured and what is predicted is in the names."""
-
-        def point(value: MeasuredPoint) -> dict[str, Any]:
-            return {
-                "architecture": value.architecture.to_json(),
-                "measured_top1": value.top1,
-                "cost": value.cost,
-                "predicted_top1": value.predicted_top1,
-            }
-
-        return {
-            "front": [point(value) for value in self.points],
-            "measured": [point(value) for value in self.measured],
-            "round_errors": list(self.errors),
-        }
+        said = {"top1": "measured_top1"}
+        points, measured = (renamed(serial.to_json(group), said) for group in (self.points, self.measured))
+        return {"front": points, "measured": measured, "round_errors": list(self.errors)}
 
 
 class _Familiar:

@@ -141,7 +141,7 @@ class _Task:
         """The costs of one row that a constraint or the objective names."""
         constrained = [constraint.model for constraint in self.limits.constraints]
         free = [
-            Cost(model.name, float(price(row)[0]), None, model.unit)
+            Cost.of(model, price(row)[0])
             for model, price in zip(self.objective.models, self._pricers, strict=True)
             if model not in constrained
         ]

@@ -47,10 +47,7 @@ class Limits:
 
     def named(self, costs: NDArray[np.float64]) -> tuple[Cost, ...]:
         """The costs of one row, [constraints], with what they are of."""
-        return tuple(
-            Cost(c.model.name, float(value), c.bound, c.model.unit)
-            for c, value in zip(self.constraints, costs, strict=True)
-        )
+        return tuple(Cost.of(c.model, value, c.bound) for c, value in zip(self.constraints, costs, strict=True))
 
     def met(self, rows: Rows) -> NDArray[np.bool_]:
         """Which rows meet every constraint."""

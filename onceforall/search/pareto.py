@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
 from onceforall.rows import Rows
 from onceforall.search.exchange import Exchange
 from onceforall.search.limits import Limits
-from onceforall.search.result import Cost
+from onceforall.search.result import Cost, Found
 from onceforall.search.scoring import RowPredictor, Scorer
 from onceforall.space import SearchSpace
 
@@ -31,34 +31,21 @@ RESOLUTIONS = 3  # that are tried at each budget
 
 
 @dataclass(frozen=True)
-class FrontPoint:
+class FrontPoint(Found):
     """A network of a front: predicted accuracy (percent) and predicted costs."""
+
+    what = "a point of a front"
 
     architecture: Architecture
     accuracy: float
     costs: tuple[Cost, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object, with the names that a search result has."""
-        return {
-            "architecture": self.architecture.to_json(),
-            "predicted_top1": self.accuracy,
-            "predicted_costs": [asdict(cost) for cost in self.costs],
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> FrontPoint:
-        """The inverse of `to_json`. Raises InvalidConfiguration."""
-        try:
-            costs = tuple(Cost(**cost) for cost in value["predicted_costs"])
-            return cls(Architecture.from_json(value["architecture"]), value["predicted_top1"], costs)
-        except (KeyError, TypeError) as error:
-            raise InvalidConfiguration(f"not a point of a front: {error}") from error
-
 
 @dataclass(frozen=True)
-class Front:
+class Front(Found):
     """Networks of which none is both less accurate and dearer than another, cheapest (in the first cost) first."""
+
+    what = "a front"
 
     points: tuple[FrontPoint, ...]
     evaluations: int
@@ -80,25 +67,14 @@ class Front:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; numbers say that they are predicted."""
-        points = [point.to_json() for point in self.points]
-        return {
-            "format": FORMAT,
-            "points": points,
-            "evaluations": self.evaluations,
-            "seconds": self.seconds,
-            "seed": self.seed,
-        }
+        return {"format": FORMAT, **super().to_json()}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Front:
+    def from_json(cls, value: dict[str, Any]) -> Self:
         """The inverse of `to_json`. Raises InvalidConfiguration."""
         if value.get("format") != FORMAT:
             raise InvalidConfiguration(f"front of format {value.get('format')!r}: expected {FORMAT!r}")
-        try:
-            points = tuple(map(FrontPoint.from_json, value["points"]))
-            return cls(points, value["evaluations"], value["seconds"], value["seed"])
-        except (KeyError, TypeError) as error:
-            raise InvalidConfiguration(f"not a front: {error}") from error
+        return super().from_json(value)
 
 
 def front(
@@ -130,23 +106,19 @@ def front(
     if budgets is not None and (len(costs) != 1 or not len(budgets)):
         raise InvalidConfiguration(f"{len(budgets)} budgets for {len(costs)} costs: budgets need exactly one cost")
     began = time.perf_counter()
-    rng = np.random.default_rng(seed)
     others = [constraint for constraint in constraints if constraint.model not in costs]
     limits, known = Limits(space, [*_bounded(costs, constraints), *others]), Scorer(space, accuracy)
+    task = _Task(limits, known, Exchange(limits, known), len(costs), np.random.default_rng(seed), mutation)
     if budgets is not None:
         tight = Limits(space, [costs[0].at_most(min(budgets)), *others])  # raises where the tightest cannot be met
         known(tight.anchors[tight.resolutions])  # so that something within it is known
-    outline = _outline(limits, known, len(costs), rng, population, generations, mutation)
-    targets = _targets(limits, known, outline, len(costs), points, budgets)
-    exchange = Exchange(limits, known)
+    outline = task.outline(population, generations)
+    targets = task.targets(outline, points, budgets)
     for _ in range(rounds):
-        _improve(exchange, known, targets, rng, mutation)
-    rows = np.unique(np.concatenate([outline, _best_within(limits, known, targets)[0]]), axis=0)
+        task.improve(targets)
+    rows = np.unique(np.concatenate([outline, task.best_within(targets)[0]]), axis=0)
     top1, values = known(rows), limits.costs(rows)
-    if len(costs) == 1:
-        chosen = _steps(top1, values[:, 0], targets[:, 0])
-    else:
-        chosen = _spread(_objectives(top1, values[:, : len(costs)]), points)
+    chosen = _steps(top1, values[:, 0], targets[:, 0]) if len(costs) == 1 else _spread(task.objectives(rows), points)
     chosen = chosen[np.argsort(values[chosen, 0], kind="stable")]
     found = tuple(
         FrontPoint(architecture, float(percent), _named(limits, cost))
@@ -165,21 +137,92 @@ def _named(limits: Limits, cost: NDArray[np.float64]) -> tuple[Cost, ...]:
     return tuple(replace(c, bound=None) if c.bound == NO_BOUND else c for c in limits.named(cost))
 
 
-def _improve(
-    exchange: Exchange, known: Scorer, targets: NDArray[np.float64], rng: np.random.Generator, mutation: float
-) -> None:
-    """Improve the best known network at every target by exchanges, then a child of each of those.
+@dataclass
+class _Task:
+    """What the steps of `front` share. `count`: how many of the limits' costs are minimised, the first of them."""
 
-    Nothing is returned: all that was scored on the way is known from then on, and may be the best at other targets.
-    """
-    space, limits = exchange.limits.space, exchange.limits
-    best, owners = _best_within(limits, known, targets)
-    parents, _ = exchange.improve(best, known(best), targets[owners])
-    children = space.crossover_rows(parents, parents[rng.permutation(len(parents))], rng)
-    children = space.mutate_rows(children, rng, mutation)
-    children[:, 0] = parents[:, 0]
-    within = (limits.costs(children) <= targets[owners]).all(axis=1)
-    exchange.improve(children[within], known(children[within]), targets[owners[within]])
+    limits: Limits
+    known: Scorer
+    exchange: Exchange
+    count: int
+    rng: np.random.Generator
+    mutation: float
+
+    def objectives(self, rows: Rows) -> NDArray[np.float64]:
+        """What is minimised, shape [n, objectives]."""
+        return np.concatenate([-self.known(rows)[:, None], self.limits.costs(rows)[:, : self.count]], axis=1)
+
+    def outline(self, population: int, generations: int) -> Rows:
+        """The last population of NSGA-II on accuracy and the costs."""
+        limits, rng, space = self.limits, self.rng, self.limits.space
+
+        def sorted_best(rows: Rows) -> Rows:
+            """The `population` best rows: by front, then by crowding distance."""
+            rows = np.unique(rows, axis=0)
+            objectives = self.objectives(rows)
+            front_of = ranks(objectives)
+            distances = np.zeros(len(rows))
+            for rank in range(front_of.max() + 1):
+                members = np.flatnonzero(front_of == rank)
+                distances[members] = crowding(objectives[members])
+            return rows[np.lexsort((-distances, front_of))[:population]]
+
+        rows = space.sample_rows(population, rng)
+        rows[:, 0] = rng.choice(limits.resolutions, population)
+        rows = sorted_best(np.concatenate([limits.repair(rows, rng), limits.anchors[limits.resolutions]]))
+        for _ in range(generations):
+            # Rows are in order, so the winner of a tournament is the smaller index.
+            first, second = rng.integers(0, len(rows), (2, 2, population)).min(axis=0)
+            born = self._children(rows[first], rows[second])
+            outside = np.flatnonzero(~np.isin(born[:, 0], limits.resolutions))
+            born[outside, 0] = rng.choice(limits.resolutions, len(outside))
+            rows = sorted_best(np.concatenate([rows, limits.repair(born, rng)]))
+        return rows
+
+    def targets(self, rows: Rows, points: int, budgets: Sequence[float] | None) -> NDArray[np.float64]:
+        """Bounds of all costs, for each network that is wanted, shape [targets, constraints]."""
+        costs, bounds = self.limits.costs(rows), self.limits.bounds
+        if budgets is not None:
+            first = np.sort(np.asarray(budgets, float))
+        elif self.count == 1:
+            first = np.linspace(costs[:, 0].min(), costs[self.known(rows).argmax(), 0], points)
+        else:
+            targets = costs[_spread(self.objectives(rows), points)]
+            targets[:, self.count :] = bounds[self.count :]
+            return targets
+        targets = np.tile(bounds, (len(first), 1))
+        targets[:, 0] = np.minimum(first, bounds[0])
+        return targets
+
+    def best_within(self, targets: NDArray[np.float64]) -> tuple[Rows, NDArray[np.int64]]:
+        """For each target the best known network of each of its best resolutions, and whose target it is."""
+        rows, accuracy = self.known.everything()
+        rows = rows[np.argsort(-accuracy, kind="stable")]
+        costs = self.limits.costs(rows)
+        chosen, owners = [], []
+        for owner, target in enumerate(targets):
+            inside = np.flatnonzero((costs <= target).all(axis=1))
+            leaders = np.sort(np.unique(rows[inside, 0], return_index=True)[1])[:RESOLUTIONS]
+            chosen.append(inside[leaders])
+            owners.append(np.full(len(leaders), owner))
+        return rows[np.concatenate(chosen)], np.concatenate(owners)
+
+    def improve(self, targets: NDArray[np.float64]) -> None:
+        """Improve the best known network at every target by exchanges, then a child of each of those.
+
+        Nothing is returned: all that was scored on the way is known from then on, and may be the best at other targets.
+        """
+        known, exchange = self.known, self.exchange
+        best, owners = self.best_within(targets)
+        parents, _ = exchange.improve(best, known(best), targets[owners])
+        children = self._children(parents, parents[self.rng.permutation(len(parents))])
+        children[:, 0] = parents[:, 0]
+        within = (self.limits.costs(children) <= targets[owners]).all(axis=1)
+        exchange.improve(children[within], known(children[within]), targets[owners[within]])
+
+    def _children(self, first: Rows, second: Rows) -> Rows:
+        space = self.limits.space
+        return space.mutate_rows(space.crossover_rows(first, second, self.rng), self.rng, self.mutation)
 
 
 def ranks(objectives: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -215,78 +258,6 @@ def _spread(objectives: NDArray[np.float64], count: int) -> NDArray[np.int64]:
     """Indices of the non-dominated points that lie farthest apart, `count` at most."""
     members = np.flatnonzero(ranks(objectives) == 0)
     return members[np.argsort(-crowding(objectives[members]), kind="stable")[:count]]
-
-
-def _objectives(accuracy: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.concatenate([-accuracy[:, None], costs], axis=1)
-
-
-def _outline(
-    limits: Limits,
-    known: Scorer,
-    count: int,
-    rng: np.random.Generator,
-    population: int,
-    generations: int,
-    mutation: float,
-) -> Rows:
-    """The last population of NSGA-II on accuracy and the first `count` costs."""
-    space = limits.space
-
-    def sorted_best(rows: Rows) -> Rows:
-        """The `population` best rows: by front, then by crowding distance."""
-        rows = np.unique(rows, axis=0)
-        objectives = _objectives(known(rows), limits.costs(rows)[:, :count])
-        front_of = ranks(objectives)
-        distances = np.zeros(len(rows))
-        for rank in range(front_of.max() + 1):
-            members = np.flatnonzero(front_of == rank)
-            distances[members] = crowding(objectives[members])
-        return rows[np.lexsort((-distances, front_of))[:population]]
-
-    rows = space.sample_rows(population, rng)
-    rows[:, 0] = rng.choice(limits.resolutions, population)
-    rows = sorted_best(np.concatenate([limits.repair(rows, rng), limits.anchors[limits.resolutions]]))
-    for _ in range(generations):
-        # Rows are in order, so the winner of a tournament is the smaller index.
-        first, second = rng.integers(0, len(rows), (2, 2, population)).min(axis=0)
-        born = space.mutate_rows(space.crossover_rows(rows[first], rows[second], rng), rng, mutation)
-        outside = np.flatnonzero(~np.isin(born[:, 0], limits.resolutions))
-        born[outside, 0] = rng.choice(limits.resolutions, len(outside))
-        rows = sorted_best(np.concatenate([rows, limits.repair(born, rng)]))
-    return rows
-
-
-def _targets(
-    limits: Limits, known: Scorer, rows: Rows, count: int, points: int, budgets: Sequence[float] | None
-) -> NDArray[np.float64]:
-    """Bounds of all costs, for each network that is wanted, shape [targets, constraints]."""
-    costs, accuracy = limits.costs(rows), known(rows)
-    if budgets is not None:
-        first = np.sort(np.asarray(budgets, float))
-    elif count == 1:
-        first = np.linspace(costs[:, 0].min(), costs[accuracy.argmax(), 0], points)
-    else:
-        chosen = _spread(_objectives(accuracy, costs[:, :count]), points)
-        return np.concatenate([costs[chosen, :count], np.tile(limits.bounds[count:], (len(chosen), 1))], axis=1)
-    targets = np.tile(limits.bounds, (len(first), 1))
-    targets[:, 0] = np.minimum(first, limits.bounds[0])
-    return targets
-
-
-def _best_within(limits: Limits, known: Scorer, targets: NDArray[np.float64]) -> tuple[Rows, NDArray[np.int64]]:
-    """For each target the best known network of each of its best resolutions, and whose target it is."""
-    rows, accuracy = known.everything()
-    order = np.argsort(-accuracy, kind="stable")
-    rows = rows[order]
-    costs = limits.costs(rows)
-    chosen, owners = [], []
-    for owner, target in enumerate(targets):
-        inside = np.flatnonzero((costs <= target).all(axis=1))
-        leaders = np.sort(np.unique(rows[inside, 0], return_index=True)[1])[:RESOLUTIONS]
-        chosen.append(inside[leaders])
-        owners.append(np.full(len(leaders), owner))
-    return rows[np.concatenate(chosen)], np.concatenate(owners)
 
 
 def _steps(

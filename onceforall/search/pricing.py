@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,6 +99,7 @@ class PriceTable(Parts):
     def __init__(self, space: SearchSpace, model: CostModel) -> None:
         super().__init__(space, lambda resolution: _price_of_parts(model, resolution))
         self.peak = isinstance(model, PeakCost)
+        self.total: Callable[[Iterable[float]], float] = max if self.peak else sum  # of the costs of parts
 
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
         """Cost of each row."""
@@ -126,32 +127,29 @@ class PriceTable(Parts):
         return rows, self(rows)
 
     def _cheapest_path(self, r: int) -> list[_Form]:
-        total = max if self.peak else sum
         paths: list[list[_Form]] = [[]]  # the cheapest way up to the unit before, for each of its multipliers
         for u, unit in enumerate(self.space.units):
             paths = [
                 min(
                     ([*path, self._cheapest_form(r, u, before, m)] for before, path in enumerate(paths)),
-                    key=lambda path: total(form.cost for form in path),
+                    key=lambda path: self.total(form.cost for form in path),
                 )
                 for m in range(len(unit.width_multipliers))
             ]
-        return min(
-            paths, key=lambda path: total([*(form.cost for form in path), float(self.head[r, path[-1].multiplier])])
-        )
+        heads = self.head[r].tolist()
+        return min(paths, key=lambda path: self.total([*(form.cost for form in path), heads[path[-1].multiplier]]))
 
     def _cheapest_form(self, r: int, u: int, before: int, m: int) -> _Form:
         """The cheapest form of a unit with multiplier `m`, behind one with multiplier `before`."""
         unit, start = self.space.units[u], int(np.searchsorted(self._units, u))
         priced = self.blocks[r, start : start + unit.depths[-1], :, m, 1:]
         priced = np.concatenate([priced[:1, before], priced[1:, m]])
-        fixed = [float(self.stem[r, m])] if u == 0 else []
+        fixed = float(self.stem[r, m]) if u == 0 else 0.0
         forms = []
         for d, depth in enumerate(unit.depths):
             allowed = unit.genes_of_depth[d]
             costs = priced[:depth, list(allowed)]
-            parts = [*costs.min(axis=1).tolist(), *fixed]
-            cost = max(parts, default=0.0) if self.peak else sum(parts)
+            cost = self.total([*costs.min(axis=1).tolist(), fixed])
             forms.append(_Form(cost, m, d, [allowed[g] for g in costs.argmin(axis=1)]))
         return min(forms, key=lambda form: form.cost)
 

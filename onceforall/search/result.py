@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
+from onceforall import serial
 from onceforall.architecture import Architecture
-from onceforall.errors import InvalidConfiguration
+from onceforall.cost.model import CostModel
+
+# In files the numbers say that they are predicted.
+PREDICTED = {"accuracy": "predicted_top1", "costs": "predicted_costs"}
 
 
 @dataclass(frozen=True)
@@ -18,14 +23,41 @@ class Cost:
     bound: float | None
     unit: str
 
+    @classmethod
+    def of(cls, model: CostModel, value: float, bound: float | None = None) -> Self:
+        """What a model says."""
+        return cls(model.name, float(value), bound, model.unit)
+
 
 @dataclass(frozen=True)
-class SearchResult:
+class Found:
+    """What a search may find. A subclass is a dataclass, and says what it is in messages."""
+
+    what: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; numbers say that they are predicted."""
+        value: dict[str, Any] = renamed(serial.to_json(self), PREDICTED)
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The inverse of `to_json`, whatever else the object holds. Raises InvalidConfiguration."""
+        own = renamed(value, {theirs: ours for ours, theirs in PREDICTED.items()})
+        known = {field.name: own[field.name] for field in fields(cls) if field.name in own}
+        return serial.from_json(cls, known, cls.what)
+
+
+@dataclass(frozen=True)
+class SearchResult(Found):
     """What a search found. `accuracy` (percent) and `costs` are predictions, not measurements.
 
     `runners_up` are the next best feasible networks, best first; `evaluations` the number of
-    different networks whose accuracy was predicted.
+    different networks whose accuracy was predicted. For another task than classification `accuracy`
+    is what its predictor learnt: the score, or its negative where lower is better.
     """
+
+    what = "a search result"
 
     architecture: Architecture
     accuracy: float
@@ -35,30 +67,11 @@ class SearchResult:
     seconds: float
     seed: int
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; numbers say that they are predicted."""
-        return {
-            "architecture": self.architecture.to_json(),
-            "predicted_top1": self.accuracy,
-            "predicted_costs": [asdict(cost) for cost in self.costs],
-            "runners_up": [arch.to_json() for arch in self.runners_up],
-            "evaluations": self.evaluations,
-            "seconds": self.seconds,
-            "seed": self.seed,
-        }
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> SearchResult:
-        """The inverse of `to_json`. Raises InvalidConfiguration."""
-        try:
-            return cls(
-                Architecture.from_json(value["architecture"]),
-                value["predicted_top1"],
-                tuple(Cost(**cost) for cost in value["predicted_costs"]),
-                tuple(Architecture.from_json(arch) for arch in value["runners_up"]),
-                value["evaluations"],
-                value["seconds"],
-                value["seed"],
-            )
-        except (KeyError, TypeError) as error:
-            raise InvalidConfiguration(f"not a search result: {error}") from error
+def renamed(value: Any, names: Mapping[str, str]) -> Any:
+    """A JSON value whose objects have other names for some of their fields."""
+    if isinstance(value, dict):
+        return {names.get(name, name): renamed(item, names) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [renamed(item, names) for item in value]
+    return value

@@ -7,9 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from onceforall.checkpoint import load_supernet
-from onceforall.errors import InvalidConfiguration
+from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
 from onceforall.nn.supernet import Supernet
-from onceforall.predict.labels import Label, read_labels
+from onceforall.predict.labels import Label, read_labels, score_of
+from onceforall.tasks import CLASSIFICATION, Score
 from onceforall.zoo import published
 from onceforall.zoo.published import specialized
 
@@ -17,6 +18,7 @@ __all__ = ["NAMES", "PUBLISHED", "Entry", "load", "load_run", "specialized"]
 
 NAMES = ("cifar10",)
 PUBLISHED = tuple(published.SUPERNETS)
+LABELS = "labels.jsonl"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,14 @@ class Entry:
     supernet: Supernet
     labels: list[Label]
     folder: Path
+
+    @property
+    def score(self) -> Score:
+        """By which score its labels measure: that of classifiers where there are none."""
+        try:
+            return score_of(self.folder / LABELS)
+        except (InvalidConfiguration, IncompatibleCheckpoint):  # no labels yet, or what a kill left of them
+            return CLASSIFICATION.score
 
 
 def load(name: str = "cifar10", file: str | Path | None = None) -> Entry:
@@ -54,5 +64,5 @@ def load_run(folder: Path, name: str = "", *, labels: bool = True) -> Entry:
     is missing or foreign.
     """
     supernet = load_supernet(folder / "supernet.safetensors")
-    rows = read_labels(folder / "labels.jsonl", supernet.space) if labels else []
+    rows = read_labels(folder / LABELS, supernet.space) if labels else []
     return Entry(name or folder.name, supernet, rows, folder)

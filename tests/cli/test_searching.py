@@ -167,3 +167,21 @@ def test_a_predictor_is_kept_and_used_again(search: Search, tmp_path: Path) -> N
     assert again["predicted_top1"] == pytest.approx(first["predicted_top1"])
     with pytest.raises(InvalidConfiguration, match="leave out --predictor"):
         search("--macs", 5, "--predictor", path, "--save-predictor", path)
+
+
+def test_the_score_of_the_labels_is_named_and_what_is_better_is_found(
+    search: Search, tmp_path: Path, tiny_space: SearchSpace
+) -> None:
+    """The labels rise with the resolution: of a score where lower is better, the smaller one is wanted."""
+    assert search()["architecture"]["resolution"] == 20
+    score = {"key": "mae", "name": "mean error", "unit": "px", "higher_is_better": False}
+    header = {"format": "onceforall.labels/1", "space": tiny_space.to_json(), "score": score}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(header) + "\n")
+    with cli.searching.console.capture() as said:
+        assert search()["architecture"]["resolution"] == 16
+    assert "predicted mean error 2" in said.get()
+    assert "px" in said.get()
+    assert "top-1" not in said.get()
+    with cli.searching.console.capture() as said:
+        search("--front", "--points", 3)
+    assert "pred. mean error px" in " ".join(said.get().split())

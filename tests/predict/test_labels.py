@@ -16,7 +16,7 @@ from onceforall.data.dataset import ImageData
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
 from onceforall.evaluate import Evaluator, measure_top1
 from onceforall.nn.supernet import Supernet
-from onceforall.predict.labels import label, read_labels, training_pairs
+from onceforall.predict.labels import Label, label, read_labels, training_pairs
 from onceforall.space import SearchSpace
 
 
@@ -82,6 +82,27 @@ def test_rows_that_are_not_asked_for_again_are_kept(
     kept = read_labels(path)
     assert len(kept) == len(many)
     assert set(kept) == set(many)
+
+
+def test_uniform_networks_are_few_beside_those_that_were_asked_for_and_old_files_go_on(
+    tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, space = tmp_path / "labels.jsonl", tiny_supernet.space
+    monkeypatch.setattr(Evaluator, "score", lambda self, arch: 50.0)
+    found = label(tiny_supernet, tiny_data, path, count=8)
+    uniform = [row for row in found if row.kind == "uniform"]
+    assert (len(found), len(uniform)) == (10, 2)
+    assert len(space.uniforms()) > 10
+    # A file of before holds all of them: nothing is measured again, and no row is lost.
+    old = [Label("uniform", arch, 40.0) for arch in space.uniforms()]
+    rows = [{"kind": row.kind, "architecture": row.architecture.to_json(), "top1": row.score} for row in old]
+    header, *others = path.read_text().splitlines()[:9]
+    path.write_text("\n".join([header, *others, *map(json.dumps, rows)]) + "\n")
+    monkeypatch.setattr(Evaluator, "score", None)
+    assert {row.architecture for row in label(tiny_supernet, tiny_data, path, count=8)} == {
+        row.architecture for row in found
+    }
+    assert set(read_labels(path, space)) == {*found[:8], *old}
 
 
 def test_labels_of_other_weights_are_refused(tiny_supernet: Supernet, tiny_data: ImageData, tmp_path: Path) -> None:

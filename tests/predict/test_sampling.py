@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onceforall import spaces
 from onceforall.cost.analytic import macs
 from onceforall.errors import InvalidConfiguration
 from onceforall.predict.sampling import DISTRIBUTIONS, macs_sample, plan, spread_sample
@@ -18,6 +19,21 @@ def test_a_plan_has_distinct_architectures_and_every_uniform_one(space: SearchSp
     assert {kind for kind, _ in planned} == {"random", "spread", "uniform"}
     assert plan(space, 30, seed=0) == planned[:30]
     assert plan(space, 30, seed=1) != planned[:30]
+
+
+def test_so_many_uniform_ones_at_most_spread_over_all_that_there_are() -> None:
+    space = spaces.vit_small_images()
+    every = space.uniforms()
+    assert len(every) == 540
+    planned = plan(space, 8, seed=0, uniform=True, most_uniform=140)
+    chosen = [arch for kind, arch in planned if kind == "uniform"]
+    assert len(set(chosen)) == 140
+    assert [chosen[0], chosen[-1]] == [every[0], every[-1]]
+    shown, possible = (
+        [set(column) for column in space.to_rows(archs).T.tolist()] for archs in (chosen, every)
+    )  # each choice has its networks
+    assert shown == possible
+    assert plan(space, 8, seed=0, uniform=True, most_uniform=600)[8:] == [("uniform", arch) for arch in every]
 
 
 def test_spread_sampling_reaches_further_than_uniform_sampling() -> None:

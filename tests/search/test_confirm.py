@@ -171,3 +171,19 @@ def test_measured_costs_decide_where_they_are_given(tiny_space: SearchSpace, lin
     assert len(found.points) <= 2
     with pytest.raises(InvalidConfiguration, match="10 measurements in 5 rounds"):
         measured_front(tiny_space, Fitted(tiny_space), MACs(), lambda archs: [0.0] * len(archs), measurements=10)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1000.0], ids=["percent", "errors, as negatives"])
+def test_a_score_of_any_range_is_searched(shift: float, tiny_space: SearchSpace, linear: Make) -> None:
+    truth = linear(tiny_space)
+    found = measured_front(
+        tiny_space,
+        Fitted(tiny_space),
+        MACs(),
+        lambda archs: (truth.predict_rows(tiny_space.to_rows(archs)) + shift).tolist(),
+        measurements=24,
+        rounds=2,
+        seed=2,
+    )
+    assert len(found.errors) == 2
+    assert sum(point.predicted_top1 is not None for point in found.measured) >= 6
