@@ -40,13 +40,13 @@ from scipy.stats import kendalltau
 
 import onceforall as ofa
 from onceforall import devices, zoo
-from onceforall.deploy.call import Call, LabelScores
-from onceforall.deploy.choosing import Choosing, first_exports
-from onceforall.deploy.exporting import Exporter, read_files
+from onceforall.deploy.call import Call, FinishedSteps
+from onceforall.deploy.choosing import Choosing
+from onceforall.deploy.exporting import read_files
+from onceforall.deploy.exports import DeviceExport
 from onceforall.deploy.finishing import verified
 from onceforall.deploy.manifest import Specialized
 from onceforall.deploy.precision import Precisions, choose_precision, keep_sensitive
-from onceforall.deploy.steps import FinishedSteps
 from onceforall.deploy.twins import Latency, Twins, changes, fit_predictor
 from onceforall.devices.device import Device
 from onceforall.devices.timing import time_turns
@@ -60,18 +60,16 @@ from onceforall.search.evolution import search
 console = Console(stderr=True, width=150)
 
 
-def scores_on(name: str, entry: zoo.Entry, data: Any, out: Path, report: Any) -> LabelScores:
+def call_on(name: str, entry: zoo.Entry, data: Any, out: Path, report: Any) -> Call:
     """What the steps of `ofa specialize` share, in a folder of their own."""
-    call = Call(
-        entry.supernet, entry.labels, data, out, FinishedSteps(out / "steps.jsonl", {"device": name}), 0, report
-    )
-    return LabelScores(call, Exporter(entry.supernet, data, out))
+    done = FinishedSteps(out / "steps.jsonl", {"device": name})
+    return Call(entry.supernet, entry.labels, data, out, done, 0, report)
 
 
-def choosing_on(scores: LabelScores, precisions: Precisions, latency: Latency) -> Choosing:
+def choosing_on(call: Call, precisions: Precisions, latency: Latency) -> Choosing:
     """How `ofa specialize` chooses networks, with a fitted predictor."""
-    twins = Twins(*fit_predictor(scores.call), latency=latency)
-    return Choosing(scores.call, scores, twins, precisions, first_exports(precisions, ()), candidates=2)
+    twins = Twins(*fit_predictor(call), latency=latency)
+    return Choosing(call, twins, precisions, precisions.exports, candidates=2)
 
 
 def along_the_front(choosing: Choosing, count: int) -> list[Specialized]:
@@ -95,30 +93,29 @@ def exported(
         own = [device for device in targets if device.name == name]
         loads, found = [], []
         for device in own:
-            scores = scores_on(name, entry, data, folder / f"{name}-{device.precision}", report)
-            exporter = scores.exporter
-            chosen, sensitivity = keep_sensitive(scores.call, scores, device, False)
+            call = call_on(name, entry, data, folder / f"{name}-{device.precision}", report)
+            exporter, chosen = call.exporter, keep_sensitive(call, device, False)
             judged, without, size = [], [], []
             for index, network in enumerate(networks):
                 report(f"{name} {device.precision}", index, len(networks))
                 arch = network.architecture
-                export = exporter.export(f"n{index}", arch, chosen)
-                files = read_files(scores.call.out, export.files)
+                export = exporter.export(f"n{index}", arch, DeviceExport(chosen))
+                files = read_files(call.out, export.files)
                 judged.append(exporter.judge(arch, device, files, "test"))
                 size.append(export.bytes)
                 if chosen.kept:
                     plain = exporter.convert(arch, device)
-                    without.append(exporter.judge(arch, device, plain, "test").top1)
+                    without.append(exporter.judge(arch, device, plain, "test").score)
                 loads.append(device.loader(files, image_shape(arch)))
             report(f"{name} {device.precision}", len(networks), len(networks))
-            top1 = [each.top1 for each in judged]
+            top1 = [each.score for each in judged]
             found.append(
                 {
                     "device": name,
                     "precision": device.precision,
                     "runtime": device.describe()["runtime"],
                     "kept": list(chosen.kept),
-                    "sensitivity": sensitivity.get(name, []),
+                    "sensitivity": call.sensitivity.get(name, []),
                     "parity": max(each.parity for each in judged),
                     "agreement": round(float(np.mean([each.agreement for each in judged])), 2),
                     "drop": round(float(np.mean(reference - top1)), 3),
@@ -143,10 +140,10 @@ def over_the_space(
     target: Device, entry: zoo.Entry, data: Any, folder: Path, count: int, report: Any
 ) -> dict[str, Any]:
     """Rank agreement of fp32 and int8 over networks of every accuracy, not those of the front alone; label images."""
-    scores = scores_on(target.name, entry, data, folder / f"space-{target.name}-{target.precision}", report)
-    device, _ = keep_sensitive(scores.call, scores, target, False)
-    archs, lost = changes(scores.call, scores, device, count)
-    before = np.array([scores.of(arch) for arch in archs])
+    call = call_on(target.name, entry, data, folder / f"space-{target.name}-{target.precision}", report)
+    device = keep_sensitive(call, target, False)
+    archs, lost = changes(call, device, count)
+    before = np.array([call.label_score(arch) for arch in archs])
     return {
         "device": target.name,
         "precision": target.precision,
@@ -163,10 +160,9 @@ def quantisation_aware(
     name: str, entry: zoo.Entry, data: Any, folder: Path, count: int, labels: int, report: Any
 ) -> dict[str, Any]:
     """Networks for int8 budgets, by a search that knows int8 and by one that knows fp32, both measured in int8."""
-    scores = scores_on(name, entry, data, folder / "aware", report)
-    call, plain = scores.call, devices.by_name(name)
-    precisions = choose_precision(call, scores, plain, plain.with_precision("int8"), full_int8=False)
-    low, exporter, space = precisions.low, scores.exporter, call.space
+    call, plain = call_on(name, entry, data, folder / "aware", report), devices.by_name(name)
+    precisions = choose_precision(call, plain, plain.with_precision("int8"), full_int8=False)
+    low, exporter, space = precisions.low, call.exporter, call.space
     assert low is not None
     models: dict[str, Latency] = {}
     for device in (low, plain):
@@ -174,7 +170,7 @@ def quantisation_aware(
             space, device, report=lambda step, done, total, d=device: report(f"{d.precision}: {step}", done, total)
         )
     predictor, _ = fit_predictor(call)
-    correction = CorrectedPredictor(predictor).fit(*changes(call, scores, low, labels))
+    correction = CorrectedPredictor(predictor).fit(*changes(call, low, labels))
     random = [space.lower(space.sample(np.random.default_rng(seed))) for seed in range(50)]
     ratio = float(np.median([models["int8"].cost(layers) / models["fp32"].cost(layers) for layers in random]))
     least, most = (models["int8"].cost(space.lower(arch)) for arch in (space.smallest(), space.largest()))
@@ -185,7 +181,7 @@ def quantisation_aware(
         row: dict[str, Any] = {"budget_ms": round(float(ms), 4)}
         for kind, arch in (("aware", aware), ("after", after)):
             files = exporter.convert(arch, low)
-            row[f"{kind}_top1"] = exporter.judge(arch, low, files, "test").top1
+            row[f"{kind}_top1"] = exporter.judge(arch, low, files, "test").score
             row[f"{kind}_fp32_top1"] = exporter.in_torch(arch, "test")
             loads.append(low.loader(files, image_shape(arch)))
         rows.append(row)
@@ -235,13 +231,12 @@ def main() -> None:
             return
         began = time.perf_counter()
         device = devices.by_name("onnxruntime")
-        scores = scores_on(device.name, entry, data, folder / "front", report)
-        latency = profile(scores.call.space, device, report=report)
-        choosing = choosing_on(scores, Precisions(device), latency)
+        call = call_on(device.name, entry, data, folder / "front", report)
+        latency = profile(call.space, device, report=report)
+        choosing = choosing_on(call, Precisions(device), latency)
         networks = along_the_front(choosing, options.networks)
         first = [network.measured_latency_ms / (network.latency_budget_ms or 1) for network in networks]
-        exports = {(export.name, export.precision): export for export in choosing.first}
-        networks = verified(scores.call, scores, networks, exports, {})
+        networks = verified(call, networks)
         seconds = time.perf_counter() - began
         rows = exported(networks, targets, entry, data, folder, report)
         aware = None
@@ -259,7 +254,7 @@ def main() -> None:
     result = {
         "benchmark": "deploy",
         "machine": device.describe(),
-        "networks": [network.to_json(scores.call.score) for network in networks],
+        "networks": [network.to_json(call.score) for network in networks],
         "seconds": round(seconds, 1),
         "over_budget": [round(float(value), 4) for value in first],
         "over_budget_later": [round(float(value), 4) for value in later],

@@ -49,7 +49,7 @@ def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.Monk
     monkeypatch.setattr(labels_module.Evaluator, "score", lambda self, arch: 10.0 + arch.resolution)
     for module in ("finishing", "verify"):  # not a process for each export
         monkeypatch.setattr(f"onceforall.deploy.{module}.measure_memory", lambda *given: 1)
-    for module in ("latencies", "verify"):  # the clock of a machine that does nothing else
+    for module in ("call", "verify"):  # the clock of a machine that does nothing else
         monkeypatch.setattr(
             f"onceforall.deploy.{module}.time_turns", lambda loads, turns, **given: np.full((len(loads), 9), 0.5)
         )

@@ -1,21 +1,30 @@
-"""What every step of one `specialize` call is given, and scores on the label images, each measured once."""
+"""What every step of one `specialize` call is given, and what several of them measure: label scores, latencies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 from onceforall.architecture import Architecture
+from onceforall.cost.latency import Timing
 from onceforall.data.dataset import Data
-from onceforall.deploy.exporting import Exporter
-from onceforall.deploy.steps import FinishedSteps
+from onceforall.deploy.exporting import Exporter, read_files
+from onceforall.deploy.exports import Export
+from onceforall.deploy.manifest import Exported, Number, Specialized
 from onceforall.devices.device import Device
+from onceforall.devices.timing import time_turns
+from onceforall.errors import InvalidConfiguration
+from onceforall.files import append_jsonl, as_json, read_jsonl
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label
+from onceforall.profiling.measuring import WHOLE, image_shape, summarise
 from onceforall.space import SearchSpace
 from onceforall.tasks import Score, task_of
 
+T = TypeVar("T")
 Report = Callable[[str, int, int], None]  # of a step, how much of it is done, and of how much
 
 
@@ -23,9 +32,46 @@ def silent(step: str, done: int, total: int) -> None:
     """Reports nothing."""
 
 
+class FinishedSteps:
+    """A JSONL file: what the call is of, then a row a finished step. The same call goes on behind the last one.
+
+    It is there until the call is complete. Raises InvalidConfiguration where it is of another call.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path = path
+        records = read_jsonl(path)
+        if records and records[0] != as_json(identity):
+            different = sorted(key for key in identity if records[0].get(key) != as_json(identity[key]))
+            raise InvalidConfiguration(
+                f"{path} is of an interrupted call with another {', '.join(different) or 'version'}: repeat that call, "
+                "choose another folder, or remove the file"
+            )
+        if not records:
+            append_jsonl(path, identity)
+        self._found: dict[str, Any] = {record["step"]: record["found"] for record in records[1:]}
+
+    def once(self, step: str, compute: Callable[[], T]) -> T:
+        """What a step finds, a JSON value: computed unless it was before."""
+        if step not in self._found:
+            found = compute()
+            append_jsonl(self.path, {"step": step, "found": found})
+            self._found[step] = found
+        result: T = self._found[step]
+        return result
+
+    def remove(self) -> None:
+        """The call is complete."""
+        self.path.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Call:
-    """A supernet, its labels and data, the folder of the results, and what an interrupted call had finished."""
+    """A supernet, its labels and data, the folder of the results, and what an interrupted call had finished.
+
+    Its steps add: what exports the networks that went on training, by their name (`tuned`); the devices that run
+    what was exported, by name and precision; and what keeping layers in floating point gives, rows by device.
+    """
 
     supernet: Supernet
     labels: Sequence[Label]
@@ -34,6 +80,9 @@ class Call:
     done: FinishedSteps
     seed: int = 0
     report: Report = silent
+    tuned: dict[str, Exporter] = field(default_factory=dict)
+    devices: dict[tuple[str, str], Device] = field(default_factory=dict)
+    sensitivity: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def space(self) -> SearchSpace:
@@ -45,31 +94,85 @@ class Call:
         """What networks are judged by."""
         return task_of(self.data).score
 
+    @cached_property
+    def exporter(self) -> Exporter:
+        """Of the supernet's weights."""
+        return Exporter(self.supernet, self.data, self.out)
 
-class LabelScores:
-    """Scores of sub-networks on the label images: labels that are known, and others, each measured once a call."""
+    @cached_property
+    def known(self) -> dict[Architecture, float]:
+        """Label scores of the supernet's weights in fp32: of the labels, and of what was asked for since."""
+        return {label.architecture: label.score for label in self.labels}
 
-    def __init__(self, call: Call, exporter: Exporter) -> None:
-        self.call, self.exporter = call, exporter
-        self._known = {label.architecture: label.score for label in call.labels}
+    def each(self, step: str, items: Sequence[T]) -> Iterator[T]:
+        """The items in turn; it is reported how many of them are done."""
+        for done, item in enumerate(items):
+            self.report(step, done, len(items))
+            yield item
+        self.report(step, len(items), len(items))
 
-    def known(self, arch: Architecture) -> float | None:
-        """Of the supernet's weights in fp32, where it was labelled or asked for before."""
-        return self._known.get(arch)
+    def label_score(self, arch: Architecture, device: Device | None = None, exporter: Exporter | None = None) -> float:
+        """On the label images, measured once: in torch for fp32, else by the files of a device.
 
-    def of(self, arch: Architecture, device: Device | None = None, exporter: Exporter | None = None) -> float:
-        """In torch for fp32, else by the files of a device; of the weights of an exporter, or the supernet's."""
+        Of the weights of an exporter, or of the supernet's.
+        """
         exporter = exporter or self.exporter
-        weights = exporter.weights
-        of = f"{arch}, fine-tuned {weights.sha256}" if weights else str(arch)
+        of = exporter.key(arch)
         if device is not None and device.precision != "fp32":
-            return self.call.done.once(
+            return self.done.once(
                 f"label {device.name} {device.precision} {list(device.kept)} {of}",
                 lambda: exporter.judge(arch, device, exporter.convert(arch, device), "label").score,
             )
-        if weights is None and arch in self._known:
-            return self._known[arch]
-        found = self.call.done.once(f"label fp32 {of}", lambda: exporter.in_torch(arch, "label"))
-        if weights is None:
-            self._known[arch] = found
-        return found
+        known = self.known if exporter.weights is None else {}
+        if arch not in known:
+            known[arch] = self.done.once(f"label fp32 {of}", lambda: exporter.in_torch(arch, "label"))
+        return known[arch]
+
+    def exporter_of(self, network: Specialized) -> Exporter:
+        """Of its own weights where it went on training, else of the supernet's."""
+        return self.tuned.get(network.name, self.exporter)
+
+    def export(self, network: Specialized, export: Export) -> Exported:
+        """Write the files of a network."""
+        if export.device is not None:
+            self.devices[export.name, export.precision] = export.device
+        return self.exporter_of(network).export(network.name, network.architecture, export)
+
+    def device_of(self, export: Exported) -> Device | None:
+        """What runs and times an export; None where nothing here does."""
+        return self.devices.get((export.device, export.precision))
+
+    def with_latencies(self, networks: Sequence[Specialized], again: bool = True) -> list[Specialized]:
+        """The networks with the latency of their exports: of all, or without `again` of those that have none."""
+
+        def is_timed(export: Exported) -> bool:
+            return self.device_of(export) is not None and (again or export.latency is None)
+
+        def timed(export: Exported) -> Exported:
+            if not is_timed(export):
+                return export
+            timing = next(timings)
+            latency, spread = (Number(ms, "ms", "measured") for ms in (timing.median, timing.spread))
+            return replace(export, latency=latency, latency_spread=spread)
+
+        every = [(network, export) for network in networks for export in network.exports if is_timed(export)]
+        timings = iter(time_exports(self, every))
+        return [replace(network, exports=tuple(map(timed, network.exports))) for network in networks]
+
+
+def time_exports(call: Call, exports: Sequence[tuple[Specialized, Exported]]) -> list[Timing]:
+    """Latency of exported files, interleaved (ms): on devices that are all here, or on one of another machine.
+
+    Raises MeasurementPending where that is to measure first.
+    """
+    devices = [call.devices[export.device, export.precision] for _, export in exports]
+    shapes = [image_shape(network.architecture) for network, _ in exports]
+    if all(device.is_here for device in devices):
+        files = [read_files(call.out, export.files) for _, export in exports]
+        loads = [device.loader(own, shape) for device, own, shape in zip(devices, files, shapes, strict=True)]
+        step = "timing on the device"
+        ms = time_turns(loads, WHOLE, report=lambda done, total: call.report(step, done, total)) if loads else ()
+    else:  # a plan for the other machine, or its results; weights make no difference to it
+        plain = [call.exporter.plain(network.architecture) for network, _ in exports]
+        ms = devices[0].time(list(zip(plain, shapes, strict=True)), WHOLE)
+    return [summarise(row) for row in ms]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,17 +14,16 @@ from onceforall.architecture import Architecture
 from onceforall.cost.analytic import macs, params
 from onceforall.cost.bounds import parse_bound
 from onceforall.cost.model import Constraint
-from onceforall.deploy.call import Call, LabelScores
-from onceforall.deploy.exporting import Exporter
-from onceforall.deploy.exports import DeviceExport, Export
-from onceforall.deploy.latencies import Targets, export_to_use, with_latencies
-from onceforall.deploy.manifest import LATENCY, Exported, Needed, Number, Role, Specialized, number
+from onceforall.deploy.call import Call
+from onceforall.deploy.exports import Export
+from onceforall.deploy.manifest import LATENCY, Exported, Needed, Number, Role, Specialized, number, value_of
 from onceforall.deploy.precision import Precisions
 from onceforall.deploy.twins import Twins
 from onceforall.errors import InfeasibleConstraint
 from onceforall.files import sha256
 from onceforall.layers import LayerSpec
 from onceforall.search.evolution import search
+from onceforall.tasks import CLASSIFICATION, Score
 
 ATTEMPTS = 4
 Layers = Sequence[LayerSpec]
@@ -33,12 +33,11 @@ Layers = Sequence[LayerSpec]
 class Choosing:
     """What decides which networks are chosen, and how each of them becomes files.
 
-    limits: constraints of every search beside a budget. first: exports that every network gets at once: those of
-    the device, or where there is none, the first that was asked for.
+    first: exports that every network gets at once: those of the device, or where there is none, the first that was
+    asked for. limits: constraints of every search beside a budget.
     """
 
     call: Call
-    scores: LabelScores
     twins: Twins
     precisions: Precisions
     first: Sequence[Export]
@@ -53,20 +52,20 @@ class Choosing:
         call, constraints = self.call, self._constraints(bound_ms)
         result = search(call.space, self.twins.accuracy, constraints, seed=call.seed, keep=self.candidates)
         ranked = [result.architecture, *result.runners_up]
-        return max(ranked, key=lambda arch: call.score.goal(self.scores.of(arch, self.precisions.target)))
+        return max(ranked, key=lambda arch: call.score.goal(call.label_score(arch, self.precisions.target)))
 
     def uniform(self, bound_ms: float | None) -> Architecture:
         """The best uniform network within the bounds: by measured label score, or predicted where none is labelled.
 
         Raises InfeasibleConstraint where there is none.
         """
-        space, constraints, goal = self.call.space, self._constraints(bound_ms), self.call.score.goal
-        within = [arch for arch in space.uniforms() if _all_met(constraints, space.lower(arch))]
+        call, constraints = self.call, self._constraints(bound_ms)
+        within = [arch for arch in call.space.uniforms() if _all_met(constraints, call.space.lower(arch))]
         if not within:
-            raise _no_uniform(self.call, constraints)
-        measured = {arch: goal(score) for arch in within if (score := self.scores.known(arch)) is not None}
+            raise _no_uniform(call, constraints)
+        measured = [arch for arch in within if arch in call.known]
         if measured:
-            return max(measured, key=measured.__getitem__)
+            return max(measured, key=lambda arch: call.score.goal(call.known[arch]))
         return within[int(np.argmax(self.twins.predictor.predict(within)))]
 
     def _constraints(self, bound_ms: float | None) -> list[Constraint]:
@@ -90,25 +89,24 @@ class Choosing:
             number(self.call.score.goal(float(self.twins.accuracy.predict([arch])[0])), unit, "predicted"),
             constraints=tuple(needed(limit, layers) for limit in self.limits),
         )
-        network = replace(network, exports=self.exports(network, self.scores.exporter))
+        network = replace(network, exports=self.exports(network))
         # Known for those that the exports asked for.
-        return replace(network, label_score=number(self.scores.known(arch), unit, "measured"))
+        return replace(network, label_score=number(self.call.known.get(arch), unit, "measured"))
 
-    def exports(self, network: Specialized, exporter: Exporter) -> tuple[Exported, ...]:
+    def exports(self, network: Specialized) -> tuple[Exported, ...]:
         """Every export of a network that may be the one to use."""
-        found = []
+        call, found = self.call, []
         for export in self.first:
-            exported = exporter.export(network.name, network.architecture, export)
+            exported = call.export(network, export)
             if self.precisions.low is not None:
-                score = self.scores.of(network.architecture, export.device, exporter)
-                exported = replace(exported, label_score=Number(score, self.call.score.unit, "measured"))
+                score = call.label_score(network.architecture, export.device, call.exporter_of(network))
+                exported = replace(exported, label_score=Number(score, call.score.unit, "measured"))
             found.append(exported)
         return tuple(found)
 
     def timed(self, networks: Sequence[Specialized]) -> list[Specialized]:
         """The networks with the latency of their exports, and the export to use that follows from it."""
-        targets: Targets = {(export.name, export.precision): export for export in self.first}
-        score, found = self.call.score, with_latencies(self.call, self.scores, networks, targets)
+        found, score = self.call.with_latencies(networks), self.call.score
         return [replace(each, chosen=export_to_use(each, self.precisions, self.max_drop, score)) for each in found]
 
     # All that was asked for
@@ -154,11 +152,9 @@ class Choosing:
         ]
         if self.limits and not bounds:
             bounds = [(None, None)]
-        for index, (text, bound) in enumerate(bounds):
-            self.call.report("search", index, len(bounds))
+        for text, bound in self.call.each("search", bounds):
             networks.append(self.network("searched", text, bound, self.searched(bound)))
             networks.append(self.network("uniform", text, bound, self.uniform(bound)))
-        self.call.report("search", len(bounds), len(bounds))
         networks += [
             self.network("given", str(place) if place > 1 else None, None, arch)
             for place, arch in enumerate(architectures, 1)
@@ -191,6 +187,27 @@ class Choosing:
         return replace(new, attempts=(*old.attempts, note)), bound
 
 
+def export_to_use(
+    network: Specialized, precisions: Precisions, max_drop: float, score: Score = CLASSIFICATION.score
+) -> int:
+    """Within the budget and accurate enough, the fastest; else the best within the budget. The place of the export."""
+    if precisions.target is None:
+        return 0
+    exports, bound = network.exports, network.latency_budget_ms or math.inf
+    own = [index for index, export in enumerate(exports) if export.device == precisions.target.name]
+    if precisions.low is None:
+        return own[0]
+    within = [index for index in own if exports[index].latency_ms <= bound]
+    if not within:
+        return min(own, key=lambda index: exports[index].latency_ms)
+    worth = {index: score.goal(value_of(exports[index].label_score)) for index in own}
+    fp32 = next(worth[index] for index in own if exports[index].precision == "fp32")
+    accurate = [index for index in within if worth[index] >= fp32 - max_drop]
+    if accurate:
+        return min(accurate, key=lambda index: exports[index].latency_ms)
+    return max(within, key=worth.__getitem__)
+
+
 def needed(limit: Constraint, layers: Layers) -> Needed:
     """What a network of these layers needs of a constraint, for the manifest."""
     model = limit.model
@@ -200,11 +217,6 @@ def needed(limit: Constraint, layers: Layers) -> Needed:
 def settings_of(model: object) -> dict[str, Any]:
     """The plain values among the fields of a cost, which tell it from others of its name."""
     return {key: value for key, value in vars(model).items() if isinstance(value, bool | int | float | str)}
-
-
-def first_exports(precisions: Precisions, further: Sequence[Export]) -> list[Export]:
-    """Those that the networks are chosen by: of the device, or where there is none the first of those asked for."""
-    return [DeviceExport(device) for device in precisions.devices] or list(further[:1])
 
 
 def _all_met(constraints: Sequence[Constraint], layers: Layers) -> bool:

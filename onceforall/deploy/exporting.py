@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from onceforall.architecture import Architecture
 from onceforall.data.dataset import Data, Split
-from onceforall.deploy.exports import DeviceExport, Export
+from onceforall.deploy.exports import Export
 from onceforall.deploy.manifest import Exported, File
 from onceforall.devices.device import Device, Files, Images, Session, Shape
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
@@ -40,11 +39,6 @@ class Judged(NamedTuple):
     parity: float  # largest difference of outputs, relative to the largest
     agreement: float  # percent of images with the same class as torch
 
-    @property
-    def top1(self) -> float:
-        """The score of classification."""
-        return self.score
-
 
 class Exporter:
     """Exports sub-networks of a supernet into a folder, and judges them.
@@ -64,17 +58,19 @@ class Exporter:
             self._plain[arch] = ready(self.source, arch, self.data).cpu()
         return self._plain[arch]
 
+    def key(self, arch: Architecture) -> str:
+        """What tells a sub-network with these weights from others, in the names of steps."""
+        return f"{arch}, fine-tuned {self.weights.sha256}" if self.weights else str(arch)
+
     def convert(self, arch: Architecture, device: Device) -> Files:
         """The files of a sub-network; a quantised one is calibrated on the calibration images."""
         return device.convert_keeping(self.plain(arch), image_shape(arch), self._images_for(arch, device.precision))
 
-    def export(self, name: str, arch: Architecture, export: Export | Device) -> Exported:
+    def export(self, name: str, arch: Architecture, export: Export) -> Exported:
         """Write the files of a sub-network to the folder `name`. Raises UnwritableOutput."""
-        if isinstance(export, Device):
-            export = DeviceExport(export)
         images = self._images_for(arch, export.precision)
         paths = export.write(self.plain(arch), self.folder / name, image_shape(arch), images)
-        files = tuple(File(f"{name}/{path.name}", path.stat().st_size, sha256(path)) for path in paths)
+        files = tuple(File.of(path) for path in paths)
         problem = None if export.device else export.problem
         return Exported(export.name, export.precision, export.runtime, files, tuple(export.kept), not_verified=problem)
 
@@ -120,40 +116,27 @@ def run_files(
 
     Raises InvalidConfiguration where an output is not finite.
     """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        network = _Files(device, files, shape, pool)
-        score = task_of(data).evaluate(network, batches)
-    return score, np.concatenate(network.outputs)
+    sessions = [device.load(files, shape) for _ in range(AT_ONCE)]  # here: not every runtime loads in several threads
+    found: list[Outputs] = []
 
+    def run(session: Session, images: Images) -> list[Outputs]:
+        return [session(image[None])[0] for image in images]
 
-class _Files(nn.Module):
-    """Files in their runtime as a network: images [n, ...] -> outputs [n, ...], `AT_ONCE` images side by side."""
-
-    def __init__(self, device: Device, files: Files, shape: Shape, pool: ThreadPoolExecutor) -> None:
-        super().__init__()
-        self.device, self.pool = device, pool
-        self.outputs: list[Outputs] = []  # of each batch that it was given
-        self.idle: SimpleQueue[Session] = SimpleQueue()
-        for _ in range(AT_ONCE):  # here, one after the other: not every runtime loads in several threads
-            self.idle.put(device.load(files, shape))
-
-    def forward(self, images: Tensor) -> Tensor:
-        outputs = np.stack(list(self.pool.map(self._run, images.contiguous().numpy())))
+    def forward(images: Tensor) -> Tensor:
+        parts = pool.map(run, sessions, np.array_split(images.contiguous().numpy(), AT_ONCE))
+        outputs = np.stack([output for part in parts for output in part])
         if not np.isfinite(outputs).all():
             raise InvalidConfiguration(
-                f"{self.device.name} {self.device.precision}: logits are not finite; this runtime computes "
-                "something else"
+                f"{device.name} {device.precision}: logits are not finite; this runtime computes something else"
             )
-        self.outputs.append(outputs)
+        found.append(outputs)
         return torch.from_numpy(outputs)
 
-    def _run(self, image: Images) -> Outputs:
-        session = self.idle.get()
-        try:
-            outputs: Outputs = session(image[None])[0]
-        finally:  # else the next image would wait for it for ever
-            self.idle.put(session)
-        return outputs
+    network = nn.Module()  # what a task evaluates
+    network.forward = forward
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        score = task_of(data).evaluate(network, batches)
+    return score, np.concatenate(found)
 
 
 def read_files(folder: Path, files: Sequence[File]) -> Files:

@@ -55,6 +55,8 @@ class Export(ABC):
 class DeviceExport(Export):
     """The files that a device loads."""
 
+    device: Device
+
     def __init__(self, device: Device) -> None:
         self.name, self.title, self.device, self.kept = device.name, device.title, device, device.kept
         self.precisions = device.precisions
@@ -63,13 +65,11 @@ class DeviceExport(Export):
     @property
     def runtime(self) -> str:  # type: ignore[override]
         """Of another machine this is known when it has measured."""
-        assert self.device is not None
         return str(self.device.describe()["runtime"])
 
     def write(
         self, network: SubNetwork, folder: Path, input_shape: Shape, calibration: Images | None = None
     ) -> Sequence[Path]:
-        assert self.device is not None
         files = self.device.convert_keeping(network, input_shape, calibration)
         paths = [folder / f"{self.name.partition('@')[0]}-{self.precision}{suffix}" for suffix in files]
         for path, content in zip(paths, files.values(), strict=True):

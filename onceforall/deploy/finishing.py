@@ -1,94 +1,99 @@
-"""What happens to networks once they are chosen: further exports, and everything measured on the test images."""
+"""What happens to networks once they are chosen: training of their own, further exports, and the test images."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from onceforall.deploy.call import Call, LabelScores
+from onceforall.checkpoint import digest, save_network
+from onceforall.deploy.call import Call
+from onceforall.deploy.choosing import Choosing
 from onceforall.deploy.exporting import PARITY, Exporter, read_files
-from onceforall.deploy.exports import DeviceExport, Export
-from onceforall.deploy.latencies import Targets, device_of, with_latencies
-from onceforall.deploy.manifest import Exported, Number, Specialized, number
-from onceforall.deploy.precision import keep_sensitive
-from onceforall.devices.device import Device
+from onceforall.deploy.exports import Export
+from onceforall.deploy.manifest import Exported, File, Finetuning, Number, Specialized, number
 from onceforall.devices.memory import measure_memory
 from onceforall.errors import InvalidConfiguration
+from onceforall.nn.supernet import Network
 from onceforall.profiling.measuring import image_shape
+from onceforall.training.recipe import finetune
+from onceforall.training.trainer import train
 
-Sensitivity = dict[str, list[dict[str, Any]]]
-
-
-def sensitive(
-    call: Call, scores: LabelScores, exports: Sequence[Export], full_int8: bool
-) -> tuple[list[Export], Sensitivity]:
-    """The exports, of which the int8 ones keep first layers in fp32 where that scores better; and what was found."""
-    found: list[Export] = []
-    sensitivity: Sensitivity = {}
-    for export in exports:
-        if export.device is not None:
-            device, rows = keep_sensitive(call, scores, export.device, full_int8)
-            sensitivity |= rows
-            export = DeviceExport(device)
-        found.append(export)
-    return found, sensitivity
+BATCH = 128
 
 
-def exported_further(
-    call: Call,
-    scores: LabelScores,
-    networks: Sequence[Specialized],
-    exports: Sequence[Export],
-    own: Mapping[str, Exporter],
-) -> list[Specialized]:
-    """The same networks in further exports, timed where they can be. own: what exports networks of other weights."""
-    added: list[Exported] = []
+def finetuned(choosing: Choosing, networks: Sequence[Specialized], epochs: int) -> list[Specialized]:
+    """Go on training what was searched or given, and export it again. Interrupted, the training goes on as well."""
+    call, device, score = choosing.call, choosing.precisions.plain, choosing.call.score
+    tuned: dict[str, Specialized] = {}
+    chosen = [network for network in networks if network.role in ("searched", "given")]
+    for network in call.each("fine-tuning", chosen):
+        arch, finetuning = network.architecture, _trained(call, network, epochs)
+        before, after = call.label_score(arch, device), call.label_score(arch, device, call.tuned[network.name])
+        note = f"fine-tuned for {epochs} epochs: label {score.name} {before:.2f} -> {score.text(after)}"
+        tuned[network.name] = replace(
+            network,
+            finetuning=finetuning,
+            exports=choosing.exports(network),
+            label_score=Number(after, score.unit, "measured"),
+            attempts=(*network.attempts, note),
+        )
+    result = [tuned.get(network.name, network) for network in networks]
+    return choosing.timed(result) if tuned else result
+
+
+def _trained(call: Call, network: Specialized, epochs: int) -> Finetuning:
+    """Train a network for so many epochs more; from then on it is exported with the weights that come out.
+
+    The run folder, below `finetune`, is named by all that the training depends on: an interrupted one goes on, and
+    another one is no obstacle.
+    """
+    net = Network.of(call.supernet, network.architecture)
+    recipe = finetune(epochs, min(BATCH, call.data.size("train")))
+    about = [digest(net), network.architecture.to_json(), recipe.to_json(), call.data.describe(), call.seed]
+    run = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    train(net, call.data, recipe, call.out / "finetune" / run, seed=call.seed)
+    path = call.out / network.name / "finetuned.safetensors"
+    save_network(path, net)
+    weights = File.of(path)
+    call.tuned[network.name] = Exporter(net, call.data, call.out, weights)
+    return Finetuning(epochs, weights)
+
+
+def exported_further(call: Call, networks: Sequence[Specialized], exports: Sequence[Export]) -> list[Specialized]:
+    """The same networks in further exports, timed where they can be."""
+    if not exports:
+        return list(networks)
     result = []
-    for step, network in enumerate(networks):
-        exporter = own.get(network.name, scores.exporter)
-        for export in exports:
-            call.report("further exports", step, len(networks))
-            added.append(exporter.export(network.name, network.architecture, export))
-            network = replace(network, exports=(*network.exports, added[-1]))
-        result.append(network)
-    if not added:
-        return result
-    new = {id(export) for export in added}
-    targets = {(export.name, export.precision): export for export in exports}
-    result = with_latencies(call, scores, result, targets, lambda export: id(export) in new)
-    call.report("further exports", len(networks), len(networks))
-    return result
+    for network in call.each("further exports", networks):
+        added = [call.export(network, export) for export in exports]
+        result.append(replace(network, exports=(*network.exports, *added)))
+    return call.with_latencies(result, again=False)
 
 
-def verified(
-    call: Call, scores: LabelScores, networks: Sequence[Specialized], targets: Targets, own: Mapping[str, Exporter]
-) -> list[Specialized]:
+def verified(call: Call, networks: Sequence[Specialized]) -> list[Specialized]:
     """The networks with what is measured once, at the end: of each export in its runtime, score, parity and memory.
 
-    A network of which no export can be run here is measured in torch.
+    A network whose export to use cannot be run here is measured in torch.
     """
-    total, done = sum(len(network.exports) for network in networks), 0
+    every = [(network, export) for network in networks for export in network.exports]
+    found = iter([_verified(call, *pair) for pair in call.each("verified on test images", every)])
     result = []
     for network in networks:
-        exporter = own.get(network.name, scores.exporter)
-        exports = []
-        for export in network.exports:
-            call.report("verified on test images", done, total)
-            device = device_of(export, targets)
-            exports.append(_verified(call, network, export, device, exporter) if device else export)
-            done += 1
-        network = replace(network, exports=tuple(exports))
-        if all(export.test_score is None for export in exports):
-            network = replace(network, test_score=_in_torch(call, network, exporter))
+        network = replace(network, exports=tuple(next(found) for _ in network.exports))
+        if network.export.test_score is None:
+            network = replace(network, test_score=_in_torch(call, network))
         result.append(network)
-    call.report("verified on test images", total, total)
     return result
 
 
-def _verified(call: Call, network: Specialized, export: Exported, device: Device, exporter: Exporter) -> Exported:
-    files, arch = read_files(call.out, export.files), network.architecture
+def _verified(call: Call, network: Specialized, export: Exported) -> Exported:
+    device, arch = call.device_of(export), network.architecture
+    if device is None:
+        return export
+    files, exporter = read_files(call.out, export.files), call.exporter_of(network)
     step = f"test {export.device} {export.precision} {[file.sha256 for file in export.files]}"
     score, parity, agreement = call.done.once(step, lambda: list(exporter.judge(arch, device, files, "test")))
     memory: int | None = None
@@ -109,8 +114,7 @@ def _verified(call: Call, network: Specialized, export: Exported, device: Device
     )
 
 
-def _in_torch(call: Call, network: Specialized, exporter: Exporter) -> Number:
-    arch = network.architecture
-    of = f"{arch}, fine-tuned {exporter.weights.sha256}" if exporter.weights else str(arch)
-    score = call.done.once(f"test torch {of}", lambda: exporter.in_torch(arch, "test"))
+def _in_torch(call: Call, network: Specialized) -> Number:
+    arch, exporter = network.architecture, call.exporter_of(network)
+    score = call.done.once(f"test torch {exporter.key(arch)}", lambda: exporter.in_torch(arch, "test"))
     return Number(score, call.score.unit, "measured")

@@ -18,7 +18,7 @@ from onceforall.architecture import Architecture
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
-from onceforall.files import read_json_object
+from onceforall.files import read_json_object, sha256
 from onceforall.predict.accuracy import PredictorQuality
 from onceforall.predict.labels import Label
 from onceforall.tasks import CLASSIFICATION, Score
@@ -30,6 +30,7 @@ FORMAT = "onceforall.manifest/4"
 READ = (FORMAT, "onceforall.manifest/3")  # /3 has standalone Python files beside the exports
 LATENCY = "latency.json"  # the latency model, beside the manifest
 PYTHON = "python"
+SHOWN = ("MACs", "parameters")  # costs that tables of networks have a column for, whatever the constraints are
 FOLLOWS = ("budget_met", "size", "standalone")  # from the rest, or is read apart
 # Records have slots: of others msgspec leaves out a field that was not given when it was read.
 SCORES = ("predicted_score", "label_score", "test_score")
@@ -61,6 +62,11 @@ class File:
     path: str
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> File:
+        """A file in the folder of a network, as it is now."""
+        return cls(f"{path.parent.name}/{path.name}", path.stat().st_size, sha256(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +144,7 @@ class Specialized:
 
     Latency in ms at batch 1 on the device. predicted_score and label_score (torch, fp32) are about the label
     images; predicted_score is about the supernet's weights, whatever fine-tuning made of them. test_score: of
-    the network in torch, where no export could be run here.
+    the network in torch, where the export to use could not be run here.
     """
 
     role: Role
@@ -314,6 +320,11 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Specialized]]:
     except (KeyError, TypeError, IndexError, AttributeError, IncompatibleCheckpoint) as error:
         raise IncompatibleCheckpoint(f"{path}: not a manifest: {error!r}; specialise again") from error
     return value, networks
+
+
+def measured_on(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The device of a manifest and the machine that it was made on, which older ones tell only of a device."""
+    return {**manifest.get("machine", {}), **(manifest["device"] or {})}
 
 
 def score_in(manifest: Mapping[str, Any]) -> Score:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from onceforall.deploy.call import Call, LabelScores, Report
+from onceforall.deploy.call import Call
+from onceforall.deploy.exports import DeviceExport, Export
 from onceforall.deploy.manifest import Number
 from onceforall.devices.device import Device
 from onceforall.devices.timing import Load, Turns, time_turns
 from onceforall.errors import InvalidConfiguration
 from onceforall.profiling.measuring import whole_network
-from onceforall.space import SearchSpace
 
 # First layers that may stay in floating point: their few channels differ most in range, and one scale serves them all.
 KEPT = ((), (0,), (0, 1), (0, 1, 2))
@@ -26,14 +26,13 @@ TURNS, BURST_SECONDS = 9, 0.02
 class Precisions:
     """A device in fp32, the same in another precision where one was asked for, and which of them searches are for.
 
-    comparison: what was found, for the manifest; sensitivity: rows of what keeping layers gives, by runtime.
+    comparison: what was found, for the manifest.
     """
 
     plain: Device | None
     low: Device | None = None
     faster: bool = False
     comparison: dict[str, Any] | None = None
-    sensitivity: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def target(self) -> Device | None:
@@ -41,9 +40,9 @@ class Precisions:
         return self.low if self.faster else self.plain
 
     @property
-    def devices(self) -> list[Device]:
+    def exports(self) -> list[Export]:
         """What every network is exported for."""
-        return [device for device in (self.low, self.plain) if device is not None]
+        return [DeviceExport(device) for device in (self.low, self.plain) if device is not None]
 
 
 def quantized(device: Device | None, precision: str | None) -> Device | None:
@@ -63,55 +62,44 @@ def quantized(device: Device | None, precision: str | None) -> Device | None:
     return device.with_precision(precision)
 
 
-def choose_precision(
-    call: Call, scores: LabelScores, plain: Device | None, low: Device | None, full_int8: bool
-) -> Precisions:
+def choose_precision(call: Call, plain: Device | None, low: Device | None, full_int8: bool) -> Precisions:
     """The searches are for the quantised precision if it is faster."""
     if low is None or plain is None:
         return Precisions(plain)
-    low, sensitivity = keep_sensitive(call, scores, low, full_int8)
-    chosen = low  # for the closure
-    step = f"precision {low.precision} {list(low.kept)}"
-    found = call.done.once(step, lambda: latency_ratio(call.space, chosen, plain, call.seed, call.report))
+    chosen = keep_sensitive(call, low, full_int8)
+    kept = list(chosen.kept)
+    found = call.done.once(f"precision {low.precision} {kept}", lambda: latency_ratio(call, chosen, plain))
     faster = bool(found["latency_ratio"]["value"] < 1)
     verdict = "faster than fp32" if faster else "no faster than fp32: searched for fp32, exported in both"
-    return Precisions(plain, low, faster, {**found, "verdict": verdict, "kept": list(low.kept)}, sensitivity)
+    return Precisions(plain, chosen, faster, {**found, "verdict": verdict, "kept": kept})
 
 
-def keep_sensitive(
-    call: Call, scores: LabelScores, device: Device, full_int8: bool
-) -> tuple[Device, dict[str, list[dict[str, Any]]]]:
+def keep_sensitive(call: Call, device: Device, full_int8: bool) -> Device:
     """The device with those first layers in fp32 with which the largest network scores best on the label images.
 
-    And what was found, by runtime, for the manifest.
+    What was found goes to `call.sensitivity`.
     """
     if device.precision != "int8" or not device.keeps_layers or full_int8:
-        return device, {}
+        return device
     largest, score = call.space.largest(), call.score
-    found = []
-    for index, kept in enumerate(KEPT):
-        call.report("sensitive layers", index, len(KEPT))
-        found.append(scores.of(largest, device.keeping(kept)))
-    call.report("sensitive layers", len(KEPT), len(KEPT))
-    rows = [
+    found = [call.label_score(largest, device.keeping(kept)) for kept in call.each("sensitive layers", KEPT)]
+    call.sensitivity[device.name] = [
         {"kept": list(kept), f"label_{score.key}": asdict(Number(value, score.unit, "measured"))}
         for kept, value in zip(KEPT, found, strict=True)
     ]
     best = int(np.argmax([score.goal(value) for value in found]))
-    return device.keeping(KEPT[best]), {device.name: rows}
+    return device.keeping(KEPT[best])
 
 
-def latency_ratio(space: SearchSpace, low: Device, plain: Device, seed: int, report: Report) -> dict[str, Any]:
+def latency_ratio(call: Call, low: Device, plain: Device) -> dict[str, Any]:
     """How much of its time in `plain` a network takes in `low`: the median over networks, as the manifest has it."""
-    rng = np.random.default_rng(seed)
+    space, rng = call.space, np.random.default_rng(call.seed)
     chosen = [space.smallest(), space.largest(), *(space.sample(rng) for _ in range(RANDOM))]
     loads: list[Load] = []
-    for index, arch in enumerate(chosen):
-        report("which precision is faster", index, len(chosen))
+    for arch in call.each("which precision is faster", chosen):
         network, shape = whole_network(space, arch)
         loads += [device.loader(device.convert_keeping(network, shape), shape) for device in (low, plain)]
-    ms = np.median(time_turns(loads, Turns(TURNS, BURST_SECONDS, seed)), axis=1).reshape(-1, 2)
-    report("which precision is faster", len(chosen), len(chosen))
+    ms = np.median(time_turns(loads, Turns(TURNS, BURST_SECONDS, call.seed)), axis=1).reshape(-1, 2)
     return {
         "precision": low.precision,
         "latency_ratio": asdict(Number(float(np.median(ms[:, 0] / ms[:, 1])), "of fp32", "measured")),

@@ -9,7 +9,7 @@ import json
 import sys
 import textwrap
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from onceforall.errors import IncompatibleCheckpoint
@@ -44,15 +44,12 @@ class Source:
 
     def call(self, spec: LayerSpec) -> str:
         """The call that makes a layer, whose module is taken; arguments with their default values are left out."""
-        make, given = maker(spec), arguments(spec)
+        make, given, own = maker(spec), arguments(spec), []
         self.take(make)
-        parameters = inspect.signature(make).parameters
-        own = [_text(given[name]) for name, item in parameters.items() if item.default is item.empty and name in given]
-        own += [
-            f"{name}={_text(given[name])}"
-            for name, item in parameters.items()
-            if item.default is not item.empty and name in given and given[name] != item.default
-        ]
+        for name, item in inspect.signature(make).parameters.items():
+            if name in given and given[name] != item.default:
+                text = _text(given[name])
+                own.append(text if item.default is item.empty else f"{name}={text}")
         return f"{make.__name__}({', '.join(own)})"
 
     def need(self, home: str, *names: str) -> None:
@@ -74,8 +71,8 @@ class Source:
             ) from error
         scope = vars(sys.modules[thing.__module__])
         tree = ast.parse(code)
-        needed, mentioned = _names(tree, annotations=False), _names(tree, annotations=True)
-        for used in sorted(mentioned - {name}):
+        needed = _names(_without_annotations(tree))
+        for used in sorted(_names(ast.walk(tree)) - {name}):
             if used in scope:
                 self._use(used, scope[used], user=name, optional=used not in needed)
         self._definitions[name] = f"\n\n{code.rstrip()}\n"
@@ -116,27 +113,18 @@ def _text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def _names(tree: ast.AST, annotations: bool) -> set[str]:
-    """All names that code reads."""
-    if not annotations:
-        tree = _Bare().visit(ast.parse(ast.unparse(tree)))
-    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+def _names(nodes: Iterable[ast.AST]) -> set[str]:
+    """What code reads by name."""
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
-class _Bare(ast.NodeTransformer):
-    """Code without its annotations."""
-
-    def visit_arg(self, node: ast.arg) -> ast.arg:
-        node.annotation = None
-        return node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        return self.generic_visit(node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        node.annotation = ast.Constant(value=None)
-        return self.generic_visit(node)
+def _without_annotations(tree: ast.AST) -> Iterator[ast.AST]:
+    """A node of code and all below it but annotations."""
+    yield tree
+    for name, value in ast.iter_fields(tree):
+        for node in value if isinstance(value, list) else [value]:
+            if isinstance(node, ast.AST) and name not in ("annotation", "returns"):
+                yield from _without_annotations(node)
 
 
 def _is_literal(value: Any) -> bool:

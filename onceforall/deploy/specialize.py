@@ -19,18 +19,16 @@ from onceforall.architecture import Architecture
 from onceforall.cost.bounds import parse_bound
 from onceforall.cost.model import Constraint
 from onceforall.data.dataset import Data, described_input
-from onceforall.deploy.call import Call, LabelScores, Report, silent
+from onceforall.deploy.call import Call, FinishedSteps, Report, silent
 from onceforall.deploy.card import write_card
-from onceforall.deploy.choosing import Choosing, first_exports
-from onceforall.deploy.exporting import Exporter
+from onceforall.deploy.choosing import Choosing
 from onceforall.deploy.exports import DeviceExport, Export
-from onceforall.deploy.finetuning import finetuned
-from onceforall.deploy.finishing import exported_further, sensitive, verified
+from onceforall.deploy.finishing import exported_further, finetuned, verified
 from onceforall.deploy.manifest import FORMAT, Specialization, folder_name
-from onceforall.deploy.precision import choose_precision, quantized
-from onceforall.deploy.steps import FinishedSteps
+from onceforall.deploy.precision import choose_precision, keep_sensitive, quantized
 from onceforall.deploy.twins import Latency, Twins, changes, check_precision, fit_predictor, latency_model
 from onceforall.devices.device import Device
+from onceforall.devices.measure import describe_machine
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import write_json
 from onceforall.nn.supernet import Supernet
@@ -63,6 +61,7 @@ def specialize(
     candidates: int = 4,
     seed: int = 0,
     about: dict[str, Any] | None = None,
+    data_source: str | None = None,
     report: Report = silent,
 ) -> Specialization:
     """Specialised networks for latency budgets on a device, exported to `out`, verified, with a manifest.
@@ -86,15 +85,17 @@ def specialize(
     accuracy predictor before a search.
     finetune: epochs for which what was searched or given goes on training, after it was chosen.
     exports: further runtimes and formats that every network is written for (`exports.by_name`), verified where
-    they can be run here.
+    they can be run here; of several with one name and precision, and of the device's own, one is written.
+
+    The manifest says about the supernet what is in `about`, and by `data_source` how `open_data` finds the data.
 
     A call that was interrupted goes on where it stopped, when it is repeated. Raises InfeasibleConstraint
     where a budget is below what the space reaches on this device, UnwritableOutput where `out` cannot be written.
     """
     out, began = Path(out), time.perf_counter()
-    further = [DeviceExport(export) if isinstance(export, Device) else export for export in exports]
+    asked = [DeviceExport(export) if isinstance(export, Device) else export for export in exports]
     _check_names(supernet, budgets, architectures)
-    _check_exports(device, further, budgets)
+    _check_exports(device, asked, budgets)
     if finetune < 0:
         raise InvalidConfiguration(f"finetune {finetune}: expected a number of epochs, or 0 for none")
     if candidates < 1:
@@ -104,38 +105,34 @@ def specialize(
     low = quantized(device, quantize)
     if table is not None and device is not None and low is None:
         check_precision(table, device.precision)
-    identity = {
-        "supernet": about or {},
-        "space": supernet.space.to_json(),
-        "data": data.describe(),
-        "device": device.identity() if device else None,
-        "seed": seed,
-    }
+    given = {"supernet": about or {}, "space": supernet.space.to_json(), "data": data.describe()}
+    identity = {**given, "device": device.identity() if device else None, "seed": seed}
     call = Call(supernet, labels, data, out, FinishedSteps(out / "steps.jsonl", identity), seed, report)
     # Not before what is asked for is known to make sense: a finished folder's manifest goes here.
     write_json(out / "manifest.json", {"format": FORMAT, "state": "running"})
 
-    scores = LabelScores(call, Exporter(supernet, data, out))
     predictor, quality = fit_predictor(call)
-    precisions = choose_precision(call, scores, device, low, full_int8)
+    precisions = choose_precision(call, device, low, full_int8)
     target, correction, latency = precisions.target, None, None
     if table is not None or (target is not None and (budgets or not limits)):
         latency = latency_model(call, target, table)
     if target is not None and target.precision != "fp32" and quantized_labels:
-        correction = CorrectedPredictor(predictor).fit(*changes(call, scores, target, quantized_labels))
+        correction = CorrectedPredictor(predictor).fit(*changes(call, target, quantized_labels))
     save_predictor(out / "predictor.safetensors", predictor)
-    further, sensitivity = sensitive(call, scores, further, full_int8)
-    first = first_exports(precisions, further)
+    own = precisions.exports
+    different = {(export.name, export.precision): export for export in asked}  # as their files are called
+    for export in own:
+        different.pop((export.name, export.precision), None)
+    further = [_keeping_sensitive(call, export, full_int8) for export in different.values()]
+    first = own or further[:1]
 
     twins = Twins(predictor, quality, correction, latency)
-    choosing = Choosing(call, scores, twins, precisions, first, limits, max_drop, candidates)
-    own: dict[str, Exporter] = {}  # what exports networks with weights of their own
+    choosing = Choosing(call, twins, precisions, first, limits, max_drop, candidates)
     networks = choosing.networks(budgets, architectures)
     if finetune:
-        networks, own = finetuned(choosing, networks, finetune)
-    networks = exported_further(call, scores, networks, [export for export in further if export not in first], own)
-    targets = {(export.name, export.precision): export for export in (*further, *first)}
-    networks = verified(call, scores, networks, targets, own)
+        networks = finetuned(choosing, networks, finetune)
+    networks = exported_further(call, networks, [export for export in further if export not in first])
+    networks = verified(call, networks)
     result = Specialization(
         networks,
         target.describe() if target else None,
@@ -145,13 +142,13 @@ def specialize(
         labels,
         call.score,
         {
-            "supernet": about or {},
-            "space": supernet.space.to_json(),
-            "data": data.describe(),
+            **given,
+            "data_source": data_source,
             "input": described_input(data),
+            "machine": {"threads": (device or asked[0]).threads, **describe_machine()},
             "limits": [str(constraint) for constraint in limits],
             "quantize": precisions.comparison,
-            "sensitivity": {**precisions.sensitivity, **sensitivity},
+            "sensitivity": call.sensitivity,
             "max_drop": max_drop,
             "seed": seed,
             "seconds": time.perf_counter() - began,
@@ -191,6 +188,14 @@ def _check_exports(device: Device | None, exports: Sequence[Export], budgets: Se
                 f"further export {export.name}: another machine's runtime can only be what is specialised for; "
                 f"make it the device, or export to {export.name.partition('@')[0]}, timed here"
             )
+
+
+def _keeping_sensitive(call: Call, export: Export, full_int8: bool) -> Export:
+    """The export, which keeps first layers of int8 networks in fp32 where its device can and that scores better."""
+    if export.device is None:
+        return export
+    device = keep_sensitive(call, export.device, full_int8)
+    return export if device is export.device else DeviceExport(device)
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 from onceforall.architecture import Architecture
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency, load_latency
-from onceforall.deploy.call import Call, LabelScores
+from onceforall.deploy.call import Call
 from onceforall.deploy.manifest import LATENCY
 from onceforall.devices.device import Device
 from onceforall.errors import InvalidConfiguration
@@ -84,14 +84,13 @@ def check_precision(table: Latency, precision: str) -> None:
         )
 
 
-def changes(call: Call, scores: LabelScores, device: Device, count: int) -> tuple[list[Architecture], list[float]]:
+def changes(call: Call, device: Device, count: int) -> tuple[list[Architecture], list[float]]:
     """Labelled sub-networks, spread over their scores, and by how much a device makes their label score better."""
     order = np.argsort([label.score for label in call.labels])
     spread = order[np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
     chosen = [call.labels[index].architecture for index in spread]
-    found, goal = [], call.score.goal
-    for index, arch in enumerate(chosen):
-        call.report(f"accuracy in {device.precision}", index, len(chosen))
-        found.append(goal(scores.of(arch, device)) - goal(scores.of(arch)))
-    call.report(f"accuracy in {device.precision}", len(chosen), len(chosen))
-    return chosen, found
+    goal = call.score.goal
+    return chosen, [
+        goal(call.label_score(arch, device)) - goal(call.label_score(arch))
+        for arch in call.each(f"accuracy in {device.precision}", chosen)
+    ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onceforall import cost, spaces
+from onceforall.architecture import Architecture
 from onceforall.checkpoint import load_network
 from onceforall.cost.analytic import macs, params
 from onceforall.cost.learned import load_latency
@@ -25,11 +26,12 @@ from onceforall.deploy.manifest import (
     Number,
     Specialized,
     differing,
+    measured_on,
     read_manifest,
     score_in,
     value_of,
 )
-from onceforall.devices.device import Device, Files
+from onceforall.devices.device import Device, Files, Shape
 from onceforall.devices.memory import measure_memory
 from onceforall.devices.timing import time_turns
 from onceforall.errors import BrokenClaim, InvalidConfiguration, OFAError
@@ -73,7 +75,7 @@ def verify(
         yield Claim("data", str(manifest["data"].get("name")), f"{data.name}, not the same images", repeated=False)
         data = None
     space = spaces.from_json(manifest["space"])
-    score, described = score_in(manifest), manifest["device"] or {}
+    score, described = score_in(manifest), measured_on(manifest)
     model = load_latency(folder / manifest["latency_model"]["file"]) if manifest["latency_model"] else None
     predictor = load_predictor(folder / manifest["predictor"]["file"])
     exporter = Exporter(supernet, data, folder) if supernet is not None and data is not None else None
@@ -109,10 +111,12 @@ def verify(
                 continue
             if export.kept:
                 device = device.keeping(export.kept)
-            yield from _score(about, network, export, device, files, data, judge, score)
-            yield from _latency(about, network, export, device, files, described)
+            run = _Run(about, network.architecture, export, device, files)
+            yield from _score(run, data, judge, score)
+            if export.latency is not None:
+                yield _latency(run, export.latency.value, described)
             if export.peak_memory is not None:
-                yield _memory(about, network, export.peak_memory.value, device, files)
+                yield _memory(run, export.peak_memory.value)
 
 
 def _constraint(network: Specialized, needed: Needed, layers: Any) -> Claim:
@@ -128,74 +132,73 @@ def _constraint(network: Specialized, needed: Needed, layers: Any) -> Claim:
     return claim
 
 
-def _score(
-    about: str,
-    network: Specialized,
-    export: Exported,
-    device: Device,
-    files: Files,
-    data: Data | None,
-    exporter: Exporter | None,
-    score: Score,
-) -> Iterator[Claim]:
+@dataclass(frozen=True)
+class _Run:
+    """An export of an architecture whose files are the manifest's, and what runs it here."""
+
+    about: str
+    architecture: Architecture
+    export: Exported
+    device: Device
+    files: Files
+
+    @property
+    def shape(self) -> Shape:
+        """Of its input."""
+        return image_shape(self.architecture)
+
+
+def _score(run: _Run, data: Data | None, exporter: Exporter | None, score: Score) -> Iterator[Claim]:
+    about, export, device = f"{run.about}: test {score.name}", run.export, run.device
     stated = value_of(export.test_score)
     if data is None:
-        found = "the data set is not here: give --data"
-        yield Claim(f"{about}: test {score.name}", score.text(stated), found, repeated=False)
+        yield Claim(about, score.text(stated), "the data set is not here: give --data", repeated=False)
         return
-    arch = network.architecture
     if exporter is not None:
-        measured, parity, _ = exporter.judge(arch, device, files, "test")
+        measured, parity, _ = exporter.judge(run.architecture, device, run.files, "test")
         allowed = PARITY if export.precision == "fp32" else max(PARITY, 2 * value_of(export.parity))
         said = f"{value_of(export.parity):.1e}, at most {allowed:.1e}"
-        yield _holds(f"{about}: parity with torch", said, f"{parity:.1e}", parity <= allowed)
+        yield _holds(f"{run.about}: parity with torch", said, f"{parity:.1e}", parity <= allowed)
     else:
-        measured, _ = run_files(device, files, image_shape(arch), data, data.batches("test", arch.resolution))
+        batches = data.batches("test", run.architecture.resolution)
+        measured, _ = run_files(device, run.files, run.shape, data, batches)
     same = str(device.describe()["runtime"]) == export.runtime
-    allowed = SAME_SCORE if same else OTHER_SCORE
-    yield _near(f"{about}: test {score.name}", stated, measured, allowed, score)
+    yield _near(about, stated, measured, SAME_SCORE if same else OTHER_SCORE, score)
 
 
-def _latency(
-    about: str, network: Specialized, export: Exported, device: Device, files: Files, described: Mapping[str, Any]
-) -> Iterator[Claim]:
+def _latency(run: _Run, claimed: float, described: Mapping[str, Any]) -> Claim:
     """At the best of a few moments no slower than the claim, a fixed share, and the spread found here, within bounds.
 
     The spread in the manifest is a claim itself: it allows nothing.
     """
-    if export.latency is None:
-        return
-    about, claimed = f"{about}: latency", export.latency.value
-    stated = f"{claimed:.3f} ms"
+    about, stated, export, device = f"{run.about}: latency", f"{claimed:.3f} ms", run.export, run.device
     if not device.is_here:
-        yield Claim(about, stated, f"measured on another machine, {export.device}", repeated=False)
-        return
+        return Claim(about, stated, f"measured on another machine, {export.device}", repeated=False)
     own = device.describe()
     changed = {"precision": export.precision, "name": export.device, "runtime": export.runtime, "kept": [*export.kept]}
     # What a runtime says beyond name and version (its provider) is of no other runtime's description.
     different = differing({**described, **changed}, own)
     if different:
         here = ", ".join(f"{key} {own.get(key)}" for key in different)
-        yield Claim(about, stated, f"another device ({here}): profile and specialise here", repeated=False)
-        return
-    load = device.loader(files, image_shape(network.architecture))
+        return Claim(about, stated, f"another device ({here}): profile and specialise here", repeated=False)
+    load = device.loader(run.files, run.shape)
     for _ in range(MOMENTS):
         found = summarise(time_turns([load], WHOLE)[0])
         allowed = claimed + min(SLOWER * claimed + found.spread, SLOWER_AT_MOST * claimed)
         if found.median <= allowed:
             break
     said = f"{stated}, at most {allowed:.3f} ms"
-    yield _holds(about, said, f"{found.median:.3f} ms", found.median <= allowed)
+    return _holds(about, said, f"{found.median:.3f} ms", found.median <= allowed)
 
 
-def _memory(about: str, network: Specialized, claimed: float, device: Device, files: Files) -> Claim:
-    about = f"{about}: peak memory"
+def _memory(run: _Run, claimed: float) -> Claim:
+    about, stated = f"{run.about}: peak memory", f"{claimed / 2**20:.1f} MiB"
     try:
-        found = measure_memory(device, files, image_shape(network.architecture))
+        found = measure_memory(run.device, run.files, run.shape)
     except InvalidConfiguration as error:
-        return Claim(about, f"{claimed / 2**20:.1f} MiB", str(error), repeated=False)
+        return Claim(about, stated, str(error), repeated=False)
     allowed = (1 + MEMORY) * claimed + 2**20
-    stated = f"{claimed / 2**20:.1f} MiB, at most {allowed / 2**20:.1f} MiB"
+    stated += f", at most {allowed / 2**20:.1f} MiB"
     return _holds(about, stated, f"{found / 2**20:.1f} MiB", found <= allowed)
 
 

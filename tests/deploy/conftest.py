@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from onceforall.cost.analytic import macs
 from onceforall.cost.latency import LatencyTable, Timing
-from onceforall.deploy.call import Call, LabelScores
+from onceforall.deploy.call import Call
 from onceforall.deploy.manifest import Specialized, value_of
 from onceforall.devices.device import Files
 from onceforall.nn.supernet import Supernet
@@ -37,11 +37,11 @@ def make_ideal(patch: pytest.MonkeyPatch) -> None:
 
     for module in ("finishing", "verify"):
         patch.setattr(f"onceforall.deploy.{module}.measure_memory", memory)
-    for module in ("latencies", "verify", "precision"):
+    for module in ("call", "verify", "precision"):
         patch.setattr(f"onceforall.deploy.{module}.time_turns", clock)
 
 
-Clock = Callable[[Call, LabelScores, Sequence[tuple[Specialized, object, object]]], list[Timing]]
+Clock = Callable[[Call, Sequence[tuple[Specialized, object]]], list[Timing]]
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +74,11 @@ def made_up_labels() -> Callable[[SearchSpace, int], list[Label]]:
 
 @pytest.fixture(scope="session")
 def slower() -> Callable[[float], Clock]:
-    """A clock for tests, in the place of `latencies.time_exports`: so many times slower than the table says."""
+    """A clock for tests, in the place of `call.time_exports`: so many times slower than the table says."""
 
     def clock(factor: float) -> Clock:
-        def time(
-            call: Call, scores: LabelScores, exports: Sequence[tuple[Specialized, object, object]]
-        ) -> list[Timing]:
-            return [Timing(factor * value_of(network.predicted_latency), 0.0, 9) for network, *_ in exports]
+        def time(call: Call, exports: Sequence[tuple[Specialized, object]]) -> list[Timing]:
+            return [Timing(factor * value_of(network.predicted_latency), 0.0, 9) for network, _ in exports]
 
         return time
 

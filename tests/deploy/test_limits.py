@@ -139,7 +139,7 @@ def test_a_picture_and_tables_without_predicted_latency(
 def test_without_a_device_nothing_is_timed_and_everything_says_so(
     supernet: Supernet, labels: list[Label], tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onceforall.deploy.latencies.time_turns", None)
+    monkeypatch.setattr("onceforall.deploy.call.time_turns", None)
     out = tmp_path / "out"
     found = specialize(
         supernet, labels, tiny_data, None, out, budgets=(), limits=limits_of(supernet.space), candidates=1,
@@ -170,12 +170,21 @@ def test_without_a_device_nothing_is_timed_and_everything_says_so(
 def test_without_a_device_exports_that_can_be_run_are_verified(
     supernet: Supernet, labels: list[Label], tiny_data: ImageData, tmp_path: Path
 ) -> None:
-    (largest,) = specialize(
-        supernet, labels, tiny_data, None, tmp_path, budgets=(), exports=[PythonExport(), OnnxRuntimeDevice()]
-    ).networks
+    """Each is written once; the first, which is to be used, cannot be run; latencies are those of this machine."""
+    exports = [PythonExport(), OnnxRuntimeDevice(), PythonExport(), OnnxRuntimeDevice()]
+    found = specialize(supernet, labels, tiny_data, None, tmp_path, budgets=(), exports=exports)
+    (largest,) = found.networks
+    assert [export.name for export in largest.exports] == ["python fp32", "onnxruntime fp32"]
     assert [export.latency_ms for export in largest.exports[1:]] == [0.5]
     assert value_of(largest.exports[1].parity) < 1e-4
-    assert largest.test_score is None
+    assert largest.measured_score == pytest.approx(value_of(largest.exports[1].test_score), abs=1.01)  # in torch
+    plots.front(found, supernet.space, tmp_path / "front.png")
+    manifest, about = read_json(tmp_path / "manifest.json"), "largest, onnxruntime fp32: latency"
+    assert about in [claim.about for claim in verify(tmp_path) if claim.repeated]
+    manifest["machine"]["processor"] = "another"
+    write_json(tmp_path / "manifest.json", manifest)
+    (skipped,) = [claim for claim in verify(tmp_path) if claim.about == about and not claim.repeated]
+    assert "another device (processor " in skipped.found
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,13 @@ from onceforall.cost.analytic import MACs, PeakActivationMemory
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency, load_latency
 from onceforall.data.dataset import ImageData
-from onceforall.deploy.call import Call, LabelScores
+from onceforall.deploy.call import Call, FinishedSteps
+from onceforall.deploy.choosing import export_to_use
 from onceforall.deploy.exporting import Exporter, run_files
-from onceforall.deploy.exports import PythonExport
-from onceforall.deploy.latencies import export_to_use
+from onceforall.deploy.exports import DeviceExport, PythonExport
 from onceforall.deploy.manifest import Exported, File, Number, Specialization, Specialized, value_of
 from onceforall.deploy.precision import Precisions, latency_ratio
 from onceforall.deploy.specialize import specialize
-from onceforall.deploy.steps import FinishedSteps
 from onceforall.deploy.verify import verify
 from onceforall.devices import measure
 from onceforall.devices.memory import measure_memory
@@ -34,7 +33,7 @@ from onceforall.report import tables
 from onceforall.search.pricing import PriceTable
 
 Clocks = Callable[[float], Callable[..., Any]]
-TIME = "onceforall.deploy.latencies.time_exports"
+TIME = "onceforall.deploy.call.time_exports"
 VERIFIED = "onceforall.deploy.specialize.verified"
 
 
@@ -113,7 +112,9 @@ def test_both_precisions_are_exported_and_measured(
     assert any("predicted top-1" in claim.about for claim in claims) == (ratio > 1)  # a corrected one is of the call
 
 
-def test_which_precision_is_faster_is_measured(supernet: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_precision_is_faster_is_measured(
+    supernet: Supernet, tiny_data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The median of the ratios of each network's two times."""
 
     def clock(loads: Sequence[object], turns: object) -> np.ndarray:
@@ -121,9 +122,8 @@ def test_which_precision_is_faster_is_measured(supernet: Supernet, monkeypatch: 
         return np.array([[ms] * 9 for number, ratio in enumerate(ratios, 1) for ms in (number * ratio, number)])
 
     monkeypatch.setattr("onceforall.deploy.precision.time_turns", clock)
-    found = latency_ratio(
-        supernet.space, OnnxRuntimeDevice(1, "int8"), OnnxRuntimeDevice(), 0, lambda step, done, total: None
-    )
+    call = Call(supernet, [], tiny_data, tmp_path, FinishedSteps(tmp_path / "steps.jsonl", {}))
+    found = latency_ratio(call, OnnxRuntimeDevice(1, "int8"), OnnxRuntimeDevice())
     assert (found["precision"], found["networks"]) == ("int8", 8)
     assert found["latency_ratio"] == {"value": pytest.approx(0.55), "unit": "of fp32", "kind": "measured"}
 
@@ -204,7 +204,7 @@ def test_sensitive_layers_of_further_exports_are_found_as_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     accuracies = {(): 10.0, (0,): 30.0, (0, 1): 20.0, (0, 1, 2): 30.0}
-    monkeypatch.setattr(LabelScores, "of", lambda self, arch, device: accuracies[tuple(device.kept)])
+    monkeypatch.setattr(Call, "label_score", lambda self, arch, device: accuracies[tuple(device.kept)])
     found = specialize(
         supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), table=table, full_int8=full,
         exports=[OnnxRuntimeDevice(1, "int8")],
@@ -222,7 +222,7 @@ def test_further_runtimes_are_verified_as_well(
 
     found = specialize(
         supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), table=table,
-        exports=[TorchDevice(), PythonExport()],
+        exports=[TorchDevice(), OnnxRuntimeDevice(), PythonExport(), TorchDevice()],  # the device's own, and one twice
     )  # fmt: skip
     (largest,) = found.networks
     assert [export.name for export in largest.exports] == ["onnxruntime fp32", "torch fp32", "python fp32"]
@@ -320,7 +320,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     exporter = Exporter(supernet, tiny_data, tmp_path)
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UnwritableOutput, match="No space left on device"):
-        exporter.export("small", supernet.space.smallest(), OnnxRuntimeDevice())
+        exporter.export("small", supernet.space.smallest(), DeviceExport(OnnxRuntimeDevice()))
     assert not list((tmp_path / "small").iterdir())
 
 
@@ -402,11 +402,11 @@ def test_fine_tuning_is_judged_in_the_precision_of_the_device(
 ) -> None:  # fmt: skip
     asked: list[tuple[str | None, bool]] = []
 
-    def of(self: LabelScores, arch: object, device: Any = None, exporter: Exporter | None = None) -> float:
+    def label_score(self: Call, arch: object, device: Any = None, exporter: Exporter | None = None) -> float:
         asked.append((device and device.precision, exporter is not None))
         return 50.0 + len(asked)
 
-    monkeypatch.setattr(LabelScores, "of", of)
+    monkeypatch.setattr(Call, "label_score", label_score)
     _, tuned = specialize(
         supernet, labels, tiny_data, OnnxRuntimeDevice(1, "int8"), tmp_path, budgets=(), table=table, finetune=1,
         architectures=[labels[3].architecture],
@@ -453,7 +453,7 @@ def test_an_interrupted_call_keeps_what_it_chose(
 
     chosen: list[Specialized] = []
 
-    def killed(call: Call, scores: LabelScores, networks: Sequence[Specialized], *given: object) -> None:
+    def killed(call: Call, networks: Sequence[Specialized]) -> None:
         chosen.extend(networks)
         raise KeyboardInterrupt
 

@@ -27,7 +27,7 @@ from onceforall.space import SearchSpace
 BUDGETS = ("70%", "90%")
 
 Clocks = Callable[[float], Callable[..., Any]]
-TIME = "onceforall.deploy.latencies.time_exports"
+TIME = "onceforall.deploy.call.time_exports"
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_the_real_clock(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("onceforall.deploy.latencies.time_turns", time_turns)
+    monkeypatch.setattr("onceforall.deploy.call.time_turns", time_turns)
     found = specialize(
         supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), table=table, candidates=1
     )
