@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, UnwritableOutput
 
@@ -85,11 +85,23 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as file:
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # what a kill left behind the last whole line
+            file.truncate(_end_of_last_line(file))
             file.write(json.dumps(record).encode() + b"\n")
     except OSError as error:
         raise UnwritableOutput(f"cannot write {path}: {error.strerror or error}; choose a writable folder") from error
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    """Where the last whole line ends: what a kill left behind it is to be cut off."""
+    position = file.seek(0, os.SEEK_END)
+    while position > 0:
+        start = max(0, position - 4096)
+        file.seek(start)
+        newline = file.read(position - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        position = start
+    return 0
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
