@@ -33,10 +33,10 @@ from onceforall.nn.subnet import build
 from onceforall.space import SearchSpace
 
 # What the authors' layers can be that these networks never are.
-CONVOLUTION = {"dilation": 1, "groups": 1, "bias": False, "has_shuffle": False, "use_se": False}
-CLASSIFIER = {"bias": True, "use_bn": False, "act_func": None}
-IDENTITY = {"use_bn": False, "act_func": None, "dropout_rate": 0}
 ORDER = {"ops_order": "weight_bn_act"}
+CONVOLUTION = {"dilation": 1, "groups": 1, "bias": False, "has_shuffle": False, "use_se": False, **ORDER}
+CLASSIFIER = {"bias": True, "use_bn": False, "act_func": None, **ORDER}
+IDENTITY = {"use_bn": False, "act_func": None, "dropout_rate": 0, **ORDER}
 
 Units = tuple[tuple[Gene, ...], ...]
 
@@ -163,7 +163,6 @@ def network_config(layers: Sequence[LayerSpec]) -> dict[str, Any]:
         "out_features": classifiers[0].out_features,
         "dropout_rate": classifiers[0].dropout,
         **CLASSIFIER,
-        **ORDER,
     }
     tail = {"blocks": list(map(_block_config, blocks)), "classifier": classifier}
     if any(isinstance(layer, BottleneckSpec) for layer in layers):
@@ -206,13 +205,13 @@ def _layers(config: Mapping[str, Any], resolution: int) -> Iterator[LayerSpec]:
             channels = conv.out_channels
             yield conv
     classifier = config["classifier"]
-    _only(classifier, "a classifier", CLASSIFIER | ORDER)
+    _only(classifier, "a classifier", CLASSIFIER)
     features = _positive(classifier, "in_features")
     yield LinearSpec(features, _positive(classifier, "out_features"), classifier.get("dropout_rate", 0))
 
 
 def _conv(config: Mapping[str, Any], size: Size, eps: float, shortcut: bool = False) -> ConvSpec:
-    _only(config, "a convolution", CONVOLUTION | ORDER)
+    _only(config, "a convolution", CONVOLUTION)
     return ConvSpec(size, **_shared(config), batch_norm=bool(config["use_bn"]), bn_eps=eps, shortcut=shortcut)
 
 
@@ -313,15 +312,13 @@ def _resolution(layers: Sequence[LayerSpec]) -> int:
 
 
 def _conv_config(layer: ConvSpec) -> dict[str, Any]:
-    activation = None if layer.activation == "none" else layer.activation
     config = {
         "name": "ConvLayer",
         **_shared_config(layer),
         **CONVOLUTION,
         "use_bn": layer.batch_norm,
-        "act_func": activation,
+        "act_func": None if layer.activation == "none" else layer.activation,
         "dropout_rate": 0,
-        **ORDER,
     }
     return _residual(config, layer, True) if layer.shortcut else config
 
@@ -346,5 +343,5 @@ def _shared_config(layer: ConvSpec | MBConvSpec | BottleneckSpec) -> dict[str, A
 
 def _residual(conv: dict[str, Any], layer: ConvSpec | MBConvSpec, shortcut: bool) -> dict[str, Any]:
     channels = {"in_channels": layer.out_channels, "out_channels": layer.out_channels}
-    identity = {"name": "IdentityLayer", **channels, **IDENTITY, **ORDER}
+    identity = {"name": "IdentityLayer", **channels, **IDENTITY}
     return {"name": "ResidualBlock", "conv": conv, "shortcut": identity if shortcut else None}
