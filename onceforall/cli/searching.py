@@ -34,9 +34,8 @@ from onceforall.data.sources import open_data
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import write_json
 from onceforall.interop import PublishedPredictor, load_predictor
-from onceforall.predict import files
-from onceforall.predict.accuracy import MLPPredictor
-from onceforall.predict.files import Predictor
+from onceforall.predict import accuracy as ours
+from onceforall.predict.accuracy import MLPPredictor, Predictor
 from onceforall.predict.labels import training_pairs
 from onceforall.profiling.confirming import confirm_on_device
 from onceforall.report import searches
@@ -109,7 +108,7 @@ def search(
         with console.status("accuracy predictor"):
             accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels, entry.score))
         if save_predictor:
-            files.save_predictor(save_predictor, accuracy)
+            ours.save_predictor(save_predictor, accuracy)
     if front:
         cost = tables[0] if tables else MACs()
         outline = run_front(space, accuracy, [cost], constraints, points=points, seed=seed)
@@ -136,8 +135,8 @@ def search(
 
 def _read_predictor(path: Path) -> Predictor | PublishedPredictor:
     """One of ours, or of the authors', by what the file says."""
-    ours = path.suffix == ".safetensors" and read_tensors(path)[1].get("format") == files.FORMAT
-    return files.load_predictor(path) if ours else load_predictor(path)
+    is_ours = path.suffix == ".safetensors" and read_tensors(path)[1].get("format") == ours.FORMAT
+    return ours.load_predictor(path) if is_ours else load_predictor(path)
 
 
 def _latencies(space: SearchSpace, tables: Sequence[Table], budgets: Sequence[str], front: bool) -> list[Constraint]:

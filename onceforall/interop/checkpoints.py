@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onceforall import spaces
-from onceforall.checkpoint import restore
+from onceforall.checkpoint import misfit, restore
 from onceforall.errors import IncompatibleCheckpoint
 from onceforall.interop.naming import by_short_name, network_names, short, supernet_names
 from onceforall.interop.pickles import read_state, write_state
@@ -95,17 +95,13 @@ def network_state(network: nn.Sequential, layers: Sequence[LayerSpec]) -> dict[s
     """
     state, names = network.state_dict(), network_names(layers)
     with torch.device("meta"):
-        expected = build(layers).state_dict()
-    if _shapes(state) != _shapes(expected):
+        expected = {name: tuple(tensor.shape) for name, tensor in build(layers).state_dict().items()}
+    if misfit(state, expected):
         raise IncompatibleCheckpoint(
             "the network's tensors are not those of the layers: export it as it was extracted, before batch norms are "
             "folded away"
         )
     return {names[name]: _plain(tensor) for name, tensor in state.items()}
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in state.items()}
 
 
 def _plain(tensor: Tensor) -> Tensor:

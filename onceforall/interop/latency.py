@@ -9,17 +9,72 @@ are read as they are: no correction, no validation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from onceforall.cost.latency import LatencyTable, LatencyTables, Timing
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.layers import ConvSpec, LayerSpec, LinearSpec, MBConvSpec, PoolSpec
 from onceforall.space import SearchSpace
 
-# The key of a layer of a network with this classifier; None for what another key includes.
-Key = Callable[[LayerSpec, LinearSpec], str | None]
+SHAPES = "input:{0.in_size}x{0.in_size}x{0.in_channels}-output:{0.out_size}x{0.out_size}x{0.out_channels}"
+
+
+class Dialect(NamedTuple):
+    """How keys are written: texts in which {0} is the layer; None for what another key includes."""
+
+    mark: str  # that tells a block's key apart
+    block: str  # {ratio}: of expansion; {se}, {hs}: whether it has squeeze-excite, and h-swish
+    convolutions: tuple[str, str, str]  # names: of the first, of a 1 x 1 with batch norm, of one without
+    pool: str | None  # {classifier}: the layer behind it
+    linear: str | None
+
+    def key(self, layer: LayerSpec, classifier: LinearSpec) -> str | None:
+        """The key of a layer of a network with this classifier. Raises OutOfDomain for a layer that has none."""
+        text: str | None
+        match layer:
+            case MBConvSpec():
+                ratio, hard = round(layer.mid_channels / layer.in_channels), layer.activation == "h_swish"
+                return self.block.format(layer, ratio=ratio, se=layer.se_channels > 0, hs=hard)
+            case ConvSpec():
+                text = self.convolutions[0 if layer.kernel > 1 else 1 if layer.batch_norm else 2] + "-" + SHAPES
+            case PoolSpec():
+                text = self.pool
+            case LinearSpec():
+                text = self.linear
+            case _:
+                raise OutOfDomain(f"no published latency table has layers like {layer.key}")
+        return text and text.format(layer, classifier=classifier)
+
+
+REST = "kernel:{0.kernel}-stride:{0.stride}-idskip:{0.shortcut:d}"
+
+# In the order in which they are tried.
+DIALECTS = (
+    Dialect(
+        "MBConv-",
+        f"MBConv-{SHAPES}-expand:{{ratio}}-{REST}-se:{{se:d}}",
+        ("first_conv", "final_expand_layer", "feature_mix_layer"),
+        None,  # part of final_expand_layer
+        "classifier-input:{0.in_features}-output:{0.out_features}",
+    ),
+    Dialect(
+        "-hs:",
+        f"expanded_conv-{SHAPES}-expand:{{0.mid_channels}}-{REST}-se:{{se:d}}-hs:{{hs:d}}",
+        ("Conv", "Conv_1", "Conv_2"),
+        "AvgPool2D-input:{0.in_size}x{0.in_size}x{0.channels}-output:1x1x{0.channels}",
+        "Logits-input:1x1x{0.in_features}-output:{0.out_features}",
+    ),
+    Dialect(
+        "expanded_conv-",
+        f"expanded_conv-{SHAPES}-expand:{{ratio}}-{REST}",
+        ("Conv", "Conv_1", "Conv_1"),
+        # Logits is everything after the last convolution.
+        "Logits-input:{0.in_size}x{0.in_size}x{classifier.in_features}-output:{classifier.out_features}",
+        None,
+    ),
+)
 
 
 def read_latency(path: str | Path, space: SearchSpace) -> LatencyTable:
@@ -27,13 +82,8 @@ def read_latency(path: str | Path, space: SearchSpace) -> LatencyTable:
 
     Raises InvalidConfiguration where the file is not such a table, OutOfDomain where a layer is missing.
     """
-    measured, key = _read(Path(path))
-    classifier = _classifier(space)
-    entries: dict[str, Timing] = {}
-    for resolution in space.resolutions:
-        for layer in space.layers(resolution):
-            if layer.key not in entries:
-                entries[layer.key] = _timing(layer, key(layer, classifier), measured, path)
+    measured, dialect = _read(Path(path))
+    entries = {layer.key: _timing(layer, key, measured, path) for layer, key in _layers(space, dialect)}
     return LatencyTable({"name": Path(path).stem, "source": Path(path).name, "statistic": "mean"}, entries)
 
 
@@ -49,17 +99,17 @@ def read_latency_by_resolution(paths: Mapping[int, str | Path], space: SearchSpa
 
 def table_keys(path: str | Path, space: SearchSpace) -> set[str]:
     """The keys that a space needs, in the dialect of a table."""
-    _, key = _read(Path(path))
-    classifier = _classifier(space)
-    return {
-        text
-        for resolution in space.resolutions
-        for layer in space.layers(resolution)
-        if (text := key(layer, classifier)) is not None
-    }
+    return {key for _, key in _layers(space, _read(Path(path))[1]) if key is not None}
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Key]:
+def _layers(space: SearchSpace, dialect: Dialect) -> Iterator[tuple[LayerSpec, str | None]]:
+    """Every different layer of a space, with its key."""
+    classifier = next(layer for layer in space.head(space.resolutions[0]) if isinstance(layer, LinearSpec))
+    layers = {layer.key: layer for resolution in space.resolutions for layer in space.layers(resolution)}
+    return ((layer, dialect.key(layer, classifier)) for layer in layers.values())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Dialect]:
     try:
         import yaml
     except ImportError as error:
@@ -73,13 +123,10 @@ def _read(path: Path) -> tuple[dict[str, Any], Key]:
         raise InvalidConfiguration(f"{path} is not YAML: {error}") from error
     if not isinstance(value, dict):
         raise InvalidConfiguration(f"{path} is not a latency table: expected keys with their means (ms)")
-    for prefix, suffix, key in (
-        ("MBConv-", "", _nsganet_key),
-        ("expanded_conv-", "-hs:", _mobilenet_v3_key),
-        ("expanded_conv-", "", _proxyless_key),
-    ):
-        if any(isinstance(name, str) and name.startswith(prefix) and suffix in name for name in value):
-            return value, key
+    blocks = [name for name in value if isinstance(name, str) and name.startswith(("expanded_conv-", "MBConv-"))]
+    for dialect in DIALECTS:
+        if any(dialect.mark in name for name in blocks):
+            return value, dialect
     raise InvalidConfiguration(f"{path} is not a latency table: no key begins with expanded_conv- or MBConv-")
 
 
@@ -97,73 +144,3 @@ def _timing(layer: LayerSpec, key: str | None, measured: Mapping[str, Any], path
     if not 0 <= timing.median < math.inf:
         raise InvalidConfiguration(f"{path}: {key} takes {timing.median} ms: expected a finite time of at least 0")
     return timing
-
-
-def _classifier(space: SearchSpace) -> LinearSpec:
-    return next(layer for layer in space.head(space.resolutions[0]) if isinstance(layer, LinearSpec))
-
-
-def _shapes(layer: ConvSpec | MBConvSpec) -> str:
-    before, after = f"{layer.in_size}x{layer.in_size}", f"{layer.out_size}x{layer.out_size}"
-    return f"input:{before}x{layer.in_channels}-output:{after}x{layer.out_channels}"
-
-
-def _block(layer: MBConvSpec, expand: int) -> str:
-    return f"{_shapes(layer)}-expand:{expand}-kernel:{layer.kernel}-stride:{layer.stride}-idskip:{layer.shortcut:d}"
-
-
-def _ratio(layer: MBConvSpec) -> int:
-    return round(layer.mid_channels / layer.in_channels)
-
-
-def _mobilenet_v3_key(layer: LayerSpec, classifier: LinearSpec) -> str | None:
-    match layer:
-        case MBConvSpec():
-            flags = f"se:{layer.se_channels > 0:d}-hs:{layer.activation == 'h_swish':d}"
-            return f"expanded_conv-{_block(layer, layer.mid_channels)}-{flags}"
-        case ConvSpec():
-            name = "Conv" if layer.kernel > 1 else "Conv_1" if layer.batch_norm else "Conv_2"
-            return f"{name}-{_shapes(layer)}"
-        case PoolSpec():
-            size, channels = layer.in_size, layer.channels
-            return f"AvgPool2D-input:{size}x{size}x{channels}-output:1x1x{channels}"
-        case LinearSpec():
-            return f"Logits-input:1x1x{layer.in_features}-output:{layer.out_features}"
-        case _:
-            return _unknown(layer)
-
-
-def _proxyless_key(layer: LayerSpec, classifier: LinearSpec) -> str | None:
-    match layer:
-        case MBConvSpec():
-            return f"expanded_conv-{_block(layer, _ratio(layer))}"
-        case ConvSpec():
-            return f"{'Conv' if layer.kernel > 1 else 'Conv_1'}-{_shapes(layer)}"
-        case PoolSpec():  # Logits is everything after the last convolution
-            size, channels = layer.in_size, classifier.in_features
-            return f"Logits-input:{size}x{size}x{channels}-output:{classifier.out_features}"
-        case LinearSpec():
-            return None
-        case _:
-            return _unknown(layer)
-
-
-def _nsganet_key(layer: LayerSpec, classifier: LinearSpec) -> str | None:
-    match layer:
-        case MBConvSpec():
-            return f"MBConv-{_block(layer, _ratio(layer))}-se:{layer.se_channels > 0:d}"
-        case ConvSpec():
-            kinds = (
-                "first_conv" if layer.kernel > 1 else "final_expand_layer" if layer.batch_norm else "feature_mix_layer"
-            )
-            return f"{kinds}-{_shapes(layer)}"
-        case PoolSpec():
-            return None  # part of final_expand_layer
-        case LinearSpec():
-            return f"classifier-input:{layer.in_features}-output:{layer.out_features}"
-        case _:
-            return _unknown(layer)
-
-
-def _unknown(layer: LayerSpec) -> str:
-    raise OutOfDomain(f"no published latency table has layers like {layer.key}")

@@ -33,7 +33,10 @@ from onceforall.nn.subnet import build
 from onceforall.space import SearchSpace
 
 # What the authors' layers can be that these networks never are.
-PLAIN = {"dilation": 1, "groups": 1, "bias": False, "has_shuffle": False, "use_se": False, "ops_order": "weight_bn_act"}
+ORDER = {"ops_order": "weight_bn_act"}
+CONVOLUTION = {"dilation": 1, "groups": 1, "bias": False, "has_shuffle": False, "use_se": False, **ORDER}
+CLASSIFIER = {"bias": True, "use_bn": False, "act_func": None, **ORDER}
+IDENTITY = {"use_bn": False, "act_func": None, "dropout_rate": 0, **ORDER}
 
 Units = tuple[tuple[Gene, ...], ...]
 
@@ -154,7 +157,14 @@ def network_config(layers: Sequence[LayerSpec]) -> dict[str, Any]:
             "convolution and end with one classifier"
         )
     config: dict[str, Any] = {"bn": {"momentum": 0.1, "eps": convolutions[0].bn_eps}}
-    tail = {"blocks": list(map(_block_config, blocks)), "classifier": _linear_config(classifiers[0])}
+    classifier = {
+        "name": "LinearLayer",
+        "in_features": classifiers[0].in_features,
+        "out_features": classifiers[0].out_features,
+        "dropout_rate": classifiers[0].dropout,
+        **CLASSIFIER,
+    }
+    tail = {"blocks": list(map(_block_config, blocks)), "classifier": classifier}
     if any(isinstance(layer, BottleneckSpec) for layer in layers):
         return {"name": "ResNets", **config, "input_stem": list(map(_conv_config, convolutions)), **tail}
     first, *rest = map(_conv_config, convolutions)
@@ -195,45 +205,31 @@ def _layers(config: Mapping[str, Any], resolution: int) -> Iterator[LayerSpec]:
             channels = conv.out_channels
             yield conv
     classifier = config["classifier"]
-    _only(classifier, "a classifier", bias=True, use_bn=False, act_func=None, ops_order="weight_bn_act")
+    _only(classifier, "a classifier", CLASSIFIER)
     features = _positive(classifier, "in_features")
     yield LinearSpec(features, _positive(classifier, "out_features"), classifier.get("dropout_rate", 0))
 
 
 def _conv(config: Mapping[str, Any], size: Size, eps: float, shortcut: bool = False) -> ConvSpec:
-    _only(config, "a convolution", **PLAIN)
-    return ConvSpec(
-        size,
-        _positive(config, "in_channels"),
-        _positive(config, "out_channels"),
-        _kernel(config),
-        _positive(config, "stride"),
-        _activation(config),
-        bool(config["use_bn"]),
-        eps,
-        shortcut,
-    )
+    _only(config, "a convolution", CONVOLUTION)
+    return ConvSpec(size, **_shared(config), batch_norm=bool(config["use_bn"]), bn_eps=eps, shortcut=shortcut)
 
 
 def _mbconv(block: Mapping[str, Any], size: Size, eps: float) -> MBConvSpec:
     config = block["conv"] if "conv" in block else block["mobile_inverted_conv"]
-    _only(config, "a block", groups=None)
+    _only(config, "a block", {"groups": None})
     shortcut = (block["shortcut"] or {}).get("name")
     if shortcut not in (None, "IdentityLayer", "ZeroLayer"):
         raise InvalidConfiguration(f"shortcut {shortcut!r} of a block: only IdentityLayer or none is supported")
     mid = _middle(config, "in_channels")
     return MBConvSpec(
         size,
-        _positive(config, "in_channels"),
-        mid,
-        _positive(config, "out_channels"),
-        _kernel(config),
-        _positive(config, "stride"),
-        _activation(config),
-        make_divisible(mid // 4) if config["use_se"] else 0,
-        shortcut == "IdentityLayer",
-        config["expand_ratio"] != 1,
-        eps,
+        **_shared(config),
+        mid_channels=mid,
+        se_channels=make_divisible(mid // 4) if config["use_se"] else 0,
+        shortcut=shortcut == "IdentityLayer",
+        expanded=config["expand_ratio"] != 1,
+        bn_eps=eps,
     )
 
 
@@ -244,17 +240,19 @@ def _bottleneck(config: Mapping[str, Any], size: Size, eps: float) -> Bottleneck
             f"groups {config.get('groups', 1)}, downsample_mode {config['downsample_mode']!r} of a bottleneck: "
             "only 1 and 'avgpool_conv' are supported"
         )
-    return BottleneckSpec(
-        size,
-        _positive(config, "in_channels"),
-        make_divisible(_middle(config, "out_channels")),
-        _positive(config, "out_channels"),
-        _positive(config, "stride"),
-        _activation(config),
-        not identity,
-        _kernel(config),
-        eps,
-    )
+    mid = make_divisible(_middle(config, "out_channels"))
+    return BottleneckSpec(size, **_shared(config), mid_channels=mid, downsample=not identity, bn_eps=eps)
+
+
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What every kind of convolution and block has. Raises InvalidConfiguration."""
+    kernel, activation = _positive(config, "kernel_size"), config["act_func"] or "none"
+    if kernel % 2 == 0:
+        raise InvalidConfiguration(f"kernel_size {kernel}: expected an odd number")
+    if activation not in get_args(Activation):
+        raise InvalidConfiguration(f"act_func {activation!r}: choices are {', '.join(get_args(Activation))}")
+    counts = {name: _positive(config, name) for name in ("in_channels", "out_channels", "stride")}
+    return {**counts, "kernel": kernel, "activation": activation}
 
 
 def _middle(config: Mapping[str, Any], base: str) -> int:
@@ -263,7 +261,7 @@ def _middle(config: Mapping[str, Any], base: str) -> int:
     return round(_positive(config, base) * float(config["expand_ratio"]))
 
 
-def _only(config: Mapping[str, Any], what: str, **plain: Any) -> None:
+def _only(config: Mapping[str, Any], what: str, plain: Mapping[str, Any]) -> None:
     for name, value in plain.items():
         if config.get(name, value) != value:
             raise InvalidConfiguration(f"{name} {config[name]!r} of {what}: only {value!r} is supported")
@@ -274,22 +272,6 @@ def _positive(config: Mapping[str, Any], name: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     raise InvalidConfiguration(f"{name} {value!r}: expected a positive integer")
-
-
-def _kernel(config: Mapping[str, Any]) -> int:
-    kernel = _positive(config, "kernel_size")
-    if kernel % 2 == 0:
-        raise InvalidConfiguration(f"kernel_size {kernel}: expected an odd number")
-    return kernel
-
-
-def _activation(config: Mapping[str, Any]) -> Activation:
-    name = config["act_func"] or "none"
-    for activation in get_args(Activation):
-        if activation == name:
-            found: Activation = activation
-            return found
-    raise InvalidConfiguration(f"act_func {name!r}: choices are {', '.join(get_args(Activation))}")
 
 
 def _check_channels(layers: Sequence[LayerSpec]) -> None:
@@ -332,28 +314,17 @@ def _resolution(layers: Sequence[LayerSpec]) -> int:
 def _conv_config(layer: ConvSpec) -> dict[str, Any]:
     config = {
         "name": "ConvLayer",
-        "kernel_size": layer.kernel,
-        "stride": layer.stride,
-        **{name: value for name, value in PLAIN.items() if name != "ops_order"},
-        "in_channels": layer.in_channels,
-        "out_channels": layer.out_channels,
+        **_shared_config(layer),
+        **CONVOLUTION,
         "use_bn": layer.batch_norm,
         "act_func": None if layer.activation == "none" else layer.activation,
         "dropout_rate": 0,
-        "ops_order": PLAIN["ops_order"],
     }
-    return _residual(config, layer.out_channels, True) if layer.shortcut else config
+    return _residual(config, layer, True) if layer.shortcut else config
 
 
 def _block_config(layer: MBConvSpec | BottleneckSpec) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "in_channels": layer.in_channels,
-        "out_channels": layer.out_channels,
-        "kernel_size": layer.kernel,
-        "stride": layer.stride,
-        "mid_channels": layer.mid_channels,
-        "act_func": layer.activation,
-    }
+    config = {**_shared_config(layer), "mid_channels": layer.mid_channels, "act_func": layer.activation}
     if isinstance(layer, BottleneckSpec):
         ratio = layer.mid_channels / layer.out_channels
         extra = {"expand_ratio": ratio, "groups": 1, "downsample_mode": "avgpool_conv"}
@@ -362,30 +333,15 @@ def _block_config(layer: MBConvSpec | BottleneckSpec) -> dict[str, Any]:
     if layer.expanded == (ratio == 1):
         raise InvalidConfiguration(f"{layer.key}: the authors' blocks have an expansion unless their ratio is 1")
     extra = {"expand_ratio": ratio, "use_se": layer.se_channels > 0, "groups": None}
-    return _residual({"name": "MBConvLayer", **config, **extra}, layer.out_channels, layer.shortcut)
+    return _residual({"name": "MBConvLayer", **config, **extra}, layer, layer.shortcut)
 
 
-def _residual(conv: dict[str, Any], channels: int, shortcut: bool) -> dict[str, Any]:
-    identity = {
-        "name": "IdentityLayer",
-        "in_channels": channels,
-        "out_channels": channels,
-        "use_bn": False,
-        "act_func": None,
-        "dropout_rate": 0,
-        "ops_order": PLAIN["ops_order"],
-    }
+def _shared_config(layer: ConvSpec | MBConvSpec | BottleneckSpec) -> dict[str, Any]:
+    channels = {"in_channels": layer.in_channels, "out_channels": layer.out_channels}
+    return {**channels, "kernel_size": layer.kernel, "stride": layer.stride}
+
+
+def _residual(conv: dict[str, Any], layer: ConvSpec | MBConvSpec, shortcut: bool) -> dict[str, Any]:
+    channels = {"in_channels": layer.out_channels, "out_channels": layer.out_channels}
+    identity = {"name": "IdentityLayer", **channels, **IDENTITY}
     return {"name": "ResidualBlock", "conv": conv, "shortcut": identity if shortcut else None}
-
-
-def _linear_config(layer: LinearSpec) -> dict[str, Any]:
-    return {
-        "name": "LinearLayer",
-        "in_features": layer.in_features,
-        "out_features": layer.out_features,
-        "bias": True,
-        "use_bn": False,
-        "act_func": None,
-        "dropout_rate": layer.dropout,
-        "ops_order": PLAIN["ops_order"],
-    }

@@ -8,7 +8,7 @@ anything at all and say nothing, so here whatever they never saw raises OutOfDom
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,9 +21,11 @@ from torch import Tensor
 from onceforall import spaces
 from onceforall.architecture import Architecture
 from onceforall.checkpoint import read_tensors, write_tensors
+from onceforall.choices import WIDTH
 from onceforall.errors import IncompatibleCheckpoint, InvalidArchitecture, InvalidConfiguration, OutOfDomain
 from onceforall.interop.pickles import read_state
-from onceforall.rows import Rows
+from onceforall.rows import RESOLUTION, Rows
+from onceforall.sizes import Size, said
 from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.predictor/1"
@@ -39,6 +41,15 @@ class Domain:
     space: SearchSpace
     resolutions: tuple[int, ...]
     features: int
+
+    def check(self, resolutions: Iterable[Size]) -> None:
+        """Raises OutOfDomain where the predictor was not trained at one of these."""
+        for resolution in resolutions:
+            if resolution not in self.resolutions:
+                raise OutOfDomain(
+                    f"resolution {said(resolution)}: the published {self.name} predictor was trained at "
+                    f"{', '.join(map(str, self.resolutions))} px; restrict the space's resolutions"
+                )
 
 
 def mobilenet_v3_domain() -> Domain:
@@ -66,7 +77,11 @@ class PublishedPredictor:
     ) -> None:
         self.domain, self.layers, self.offset = domain, list(layers), offset
         self.space = space or domain.space.restrict(resolutions=domain.resolutions)
-        self._adopt = self._adopting(self.space)
+        domain.check(self.space.resolutions)
+        try:
+            self._adopt = domain.space.adopting(self.space)
+        except InvalidArchitecture as error:
+            raise OutOfDomain(f"{error}; the published predictor belongs to {domain.name}") from error
 
     def on(self, space: SearchSpace) -> PublishedPredictor:
         """The same predictor for rows of a space that lies inside its domain. Raises OutOfDomain."""
@@ -78,12 +93,7 @@ class PublishedPredictor:
 
     def predict(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
         """Predicted top-1 (percent), shape [n]. Raises OutOfDomain."""
-        for architecture in architectures:
-            if architecture.resolution not in self.domain.resolutions:
-                raise OutOfDomain(
-                    f"resolution {architecture.resolution}: the published {self.domain.name} predictor was trained at "
-                    f"{', '.join(map(str, self.domain.resolutions))} px"
-                )
+        self.domain.check(architecture.resolution for architecture in architectures)
         return self.evaluate(self.features(architectures))
 
     def predict_rows(self, rows: Rows) -> NDArray[np.float64]:
@@ -119,27 +129,14 @@ class PublishedPredictor:
         encoded = space.encode_rows(rows)
         if self.domain.features == encoded.shape[1]:  # ours is the order of the MobileNetV3 predictor
             return encoded
-        # ResNet-50D: resolution, whether the stem's middle layer is there, widths, expand ratios of the stages.
-        blocks = len(space.block_indices)
-        stem_blocks = sum(space.units[u].depths[-1] for u in (0, 1))
-        expands = encoded[:, blocks:][:, stem_blocks : stem_blocks + 3 * (blocks - stem_blocks)]
-        rest = encoded[:, blocks + stem_blocks + expands.shape[1] :]
-        widths, resolution = rest[:, : -len(space.resolutions)], rest[:, -len(space.resolutions) :]
-        stem = np.eye(2, dtype=np.float32)[rows[:, 1]]
-        return np.concatenate([resolution, stem, widths, expands], axis=1)
 
-    def _adopting(self, space: SearchSpace) -> Callable[[Rows], Rows]:
-        """From rows of a space to rows of the domain's. Raises OutOfDomain where it is not inside."""
-        outside = sorted(set(space.resolutions) - set(self.domain.resolutions))
-        if outside:
-            raise OutOfDomain(
-                f"resolution {outside[0]}: the published {self.domain.name} predictor was trained at "
-                f"{', '.join(map(str, self.domain.resolutions))} px; restrict the space's resolutions"
-            )
-        try:
-            return self.domain.space.adopting(space)
-        except InvalidArchitecture as error:
-            raise OutOfDomain(f"{error}; the published predictor belongs to {self.domain.name}") from error
+        def of(what: str, first: int = 0) -> NDArray[np.float32]:
+            """The features of a choice in all units from one on."""
+            return encoded[:, [name == what and u >= first for name, u, _, _ in space.encoded_choices]]
+
+        # ResNet-50D: resolution, whether the stem's middle layer is there, widths, expand ratios of the stages.
+        stem = np.eye(2, dtype=np.float32)[rows[:, 1]]
+        return np.concatenate([of(RESOLUTION), stem, of(WIDTH), of("expand", 2)], axis=1)
 
 
 def is_predictor(state: Mapping[str, Tensor]) -> bool:
@@ -165,7 +162,8 @@ def predictor_of(
     # Numbers in the names are the order of the layers; safetensors files sort by name, to the same effect.
     weights = sorted(name for name in arrays if name.endswith("weight"))
     # Only the last layer may have no bias: `base_acc` stands in for it.
-    layers = [(arrays[name], _bias(arrays, name, name == weights[-1])) for name in weights]
+    biases = {name: np.zeros(len(arrays[name]) if name == weights[-1] else 0, np.float32) for name in weights}
+    layers = [(arrays[name], arrays.get(name.removesuffix("weight") + "bias", none)) for name, none in biases.items()]
     offset = arrays.get("base_acc", np.zeros(1, np.float32))
     domains = (mobilenet_v3_domain(), resnet50d_domain())
     found = [(weight.shape, bias.shape) for weight, bias in layers]
@@ -178,8 +176,3 @@ def predictor_of(
         f"{' or '.join(str(domain.features) for domain in domains)} features to one accuracy, got "
         f"weights and biases of {found}"
     )
-
-
-def _bias(arrays: Mapping[str, NDArray[np.float32]], weight: str, last: bool) -> NDArray[np.float32]:
-    none = np.zeros(len(arrays[weight]) if last else 0, np.float32)
-    return arrays.get(weight.removesuffix("weight") + "bias", none)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from onceforall.checkpoint import load_supernet, save_supernet
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
@@ -16,6 +17,8 @@ from onceforall.space import SearchSpace
 
 FORMAT = "onceforall.import/1"
 SUPERNET, PREDICTOR = "supernet.safetensors", "predictor.safetensors"
+
+Imported = TypeVar("Imported", bound=Supernet | predictors.PublishedPredictor)
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,9 @@ def import_file(path: str | Path, folder: str | Path) -> Supernet | predictors.P
     Raises IncompatibleCheckpoint, InvalidConfiguration where the folder holds another import,
     UnwritableOutput.
     """
-    path, state = Path(path), read_state(path)
-    if predictors.is_predictor(state):
-        return _keep_predictor(predictors.predictor_of(state, origin=str(path)), path, Path(folder))
-    return _keep_supernet(checkpoints.supernet_of(state, origin=str(path)), path, Path(folder))
+    state = read_state(path)
+    read = predictors.predictor_of if predictors.is_predictor(state) else checkpoints.supernet_of
+    return _keep(read(state, origin=str(path)), Path(path), Path(folder))
 
 
 def import_supernet(
@@ -50,7 +52,7 @@ def import_supernet(
     of `ofa train`. `name` and `source` (default: the file's name) go into the manifest. Raises
     IncompatibleCheckpoint, InvalidConfiguration where the folder holds another import, UnwritableOutput.
     """
-    return _keep_supernet(checkpoints.load_supernet(path, space), Path(path), Path(folder), name, source)
+    return _keep(checkpoints.load_supernet(path, space), Path(path), Path(folder), name, source)
 
 
 def import_predictor(path: str | Path, folder: str | Path) -> predictors.PublishedPredictor:
@@ -58,7 +60,7 @@ def import_predictor(path: str | Path, folder: str | Path) -> predictors.Publish
 
     Raises IncompatibleCheckpoint, InvalidConfiguration where the folder holds another import, UnwritableOutput.
     """
-    return _keep_predictor(predictors.load_predictor(path), Path(path), Path(folder))
+    return _keep(predictors.load_predictor(path), Path(path), Path(folder))
 
 
 def read_origin(folder: str | Path) -> Origin | None:
@@ -88,32 +90,20 @@ def reopen(folder: str | Path) -> Supernet:
     return load_supernet(path)
 
 
-def _keep_supernet(supernet: Supernet, path: Path, folder: Path, name: str = "", source: str = "") -> Supernet:
-    target = _target(folder, SUPERNET, path)
-    save_supernet(target, supernet)
-    _record(target, path, name, source)
-    return supernet
-
-
-def _keep_predictor(
-    predictor: predictors.PublishedPredictor, path: Path, folder: Path
-) -> predictors.PublishedPredictor:
-    target = _target(folder, PREDICTOR, path)
-    predictor.save(target)
-    _record(target, path)
-    return predictor
-
-
-def _target(folder: Path, file: str, path: Path) -> Path:
-    """Where to write what `path` holds, unless the folder is another import's or another program's."""
-    origin = read_origin(folder)
-    if origin is not None and (origin.file != file or origin.source_sha256 != sha256(path)):
+def _keep(found: Imported, path: Path, folder: Path, name: str = "", source: str = "") -> Imported:
+    """Write what `path` held, unless the folder is another import's or another program's."""
+    target, origin = folder / (SUPERNET if isinstance(found, Supernet) else PREDICTOR), read_origin(folder)
+    of_source = sha256(path)
+    if origin is not None and (origin.file, origin.source_sha256) != (target.name, of_source):
         raise InvalidConfiguration(f"{folder} already holds {origin.file} of {origin.name}: choose another folder")
-    if origin is None and (folder / file).exists():
-        raise InvalidConfiguration(f"{folder} already holds a {file} that was not imported: choose another folder")
-    return folder / file
-
-
-def _record(target: Path, path: Path, name: str = "", source: str = "") -> None:
-    origin = Origin(name or path.name, source or path.name, sha256(path), target.name, sha256(target))
-    write_json(target.parent / "manifest.json", {"format": FORMAT, **to_json(origin)})
+    if origin is None and target.exists():
+        raise InvalidConfiguration(
+            f"{folder} already holds a {target.name} that was not imported: choose another folder"
+        )
+    if isinstance(found, Supernet):
+        save_supernet(target, found)
+    else:
+        found.save(target)
+    origin = Origin(name or path.name, source or path.name, of_source, target.name, sha256(target))
+    write_json(folder / "manifest.json", {"format": FORMAT, **to_json(origin)})
+    return found

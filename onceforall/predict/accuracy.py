@@ -1,15 +1,27 @@
-"""Accuracy predictors: all of them, behind one protocol.
+"""Accuracy predictors: all of them, behind one protocol, and fitted ones on disk.
 
 `RidgePredictor` is linear in the choices: the baseline, and what a search can be exact with. With
 `interactions` it is the most accurate for its price. `MLPPredictor` is the paper's network;
 `EnsemblePredictor` says how far off it may be. How well each does against the number of labels is
 measured in benchmarks/accuracy_predictor.py.
+
+Files are safetensors, with kind, settings and space in their metadata.
 """
 
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from onceforall import spaces
+from onceforall.checkpoint import misfit, read_tensors, write_tensors
+from onceforall.errors import IncompatibleCheckpoint, OFAError, OutOfDomain
 from onceforall.predict.ensemble import EnsemblePredictor
-from onceforall.predict.files import load_predictor, save_predictor
 from onceforall.predict.mlp import MLPPredictor
-from onceforall.predict.predictor import AccuracyPredictor
+from onceforall.predict.predictor import AccuracyPredictor, seen_shape
 from onceforall.predict.quality import MACsPredictor, PredictorQuality, assess
 from onceforall.predict.ridge import RidgePredictor
 
@@ -24,3 +36,42 @@ __all__ = [
     "load_predictor",
     "save_predictor",
 ]
+
+FORMAT = "onceforall.accuracy_predictor/1"
+
+Predictor = RidgePredictor | MLPPredictor | EnsemblePredictor
+
+KINDS: dict[str, type[Predictor]] = {kind.kind: kind for kind in (RidgePredictor, MLPPredictor, EnsemblePredictor)}
+
+
+def save_predictor(path: str | Path, predictor: Predictor) -> None:
+    """What a predictor learnt, in one file, atomically. Raises OutOfDomain before `fit`, UnwritableOutput."""
+    if not predictor.arrays:
+        raise OutOfDomain("this predictor has learnt nothing yet: call fit with labelled architectures")
+    metadata = {
+        "format": FORMAT,
+        "kind": predictor.kind,
+        "settings": json.dumps(predictor.settings()),
+        "space": json.dumps(predictor.space.to_json()),
+    }
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in predictor.arrays.items()}
+    write_tensors(Path(path), tensors, metadata)
+
+
+def load_predictor(path: str | Path) -> Predictor:
+    """The predictor that `save_predictor` wrote: it predicts the same numbers. Raises IncompatibleCheckpoint."""
+    tensors, metadata = read_tensors(Path(path))
+    if metadata.get("format") != FORMAT:
+        raise IncompatibleCheckpoint(
+            f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}; what the authors published is read by "
+            "interop.load_predictor"
+        )
+    try:
+        space = spaces.from_json(json.loads(metadata["space"]))
+        predictor = KINDS[metadata["kind"]](space, **json.loads(metadata["settings"]))
+    except (KeyError, TypeError, ValueError, OFAError) as error:
+        raise IncompatibleCheckpoint(f"{path}: its space or settings cannot be read: {error}") from error
+    if problem := misfit(tensors, {**predictor.shapes(), "seen": seen_shape(space)}):
+        raise IncompatibleCheckpoint(f"{path} does not fit its space and settings: tensors {problem}")
+    predictor.adopt({name: tensor.numpy() for name, tensor in tensors.items()})
+    return predictor

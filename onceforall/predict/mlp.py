@@ -2,7 +2,7 @@
 
 Two things differ, because labels are hundreds here and 16,000 there (benchmarks/accuracy_predictor.py):
 the network learns what a ridge regression on the same choices leaves over, and it sees totals of each
-unit (`totals.py`) beside them. Both are linear in the one-hot encoding, so what is left in the end is
+unit (`ridge.py`) beside them. Both are linear in the one-hot encoding, so what is left in the end is
 the paper's network with one linear connection past its hidden layers.
 """
 
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from onceforall.predict.predictor import Arrays, FittedPredictor
-from onceforall.predict.ridge import RidgePredictor
-from onceforall.predict.totals import standardised
+from onceforall.predict.ridge import RidgePredictor, standardised
 from onceforall.space import SearchSpace
 
 HIDDEN_LAYERS = 3

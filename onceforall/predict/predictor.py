@@ -41,7 +41,7 @@ class FittedPredictor(ABC):
     """What our predictors share. A subclass says how it learns from encodings and answers about them.
 
     What is learnt is a few named arrays, whose shapes follow from the space and the settings; with
-    those it goes to a file and back (`predict/files.py`). Raises OutOfDomain where it predicts before
+    those it goes to a file and back (`predict/accuracy.py`). Raises OutOfDomain where it predicts before
     `fit`, for architectures of another space, and for a choice that no label had.
     """
 

@@ -95,9 +95,10 @@ def assess(
     pairs = list(zip(architectures, map(float, accuracies), strict=True))
     train = [pair for pair in pairs if pair[0] not in of_test]
     test, measured = zip(*(pair for pair in pairs if pair[0] in of_test), strict=True)
+    known, labels = zip(*train, strict=True)
     found = [
-        errors(fitted.predict(test), np.array(measured))
-        for fitted in (model.fit(*map(list, zip(*train, strict=True))) for model in (predictor, MACsPredictor(space)))
+        errors(model.fit(known, labels).predict(test), np.array(measured))
+        for model in (predictor, MACsPredictor(space))
     ]
     return PredictorQuality(len(train), len(test), *found[0], *found[1])
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,8 @@ def search(
             f"mutation {mutation}: expected at least 1 of each, and a probability above 0"
         )
     began = time.perf_counter()
-    task = _Task(space, accuracy, constraints, objective or Accuracy(), np.random.default_rng(seed))
+    scorer, limits = Scorer(space, accuracy), Limits(space, constraints)
+    task = _Task(scorer, limits, objective or Accuracy(), np.random.default_rng(seed))
     rows, scores = task.start(population, starts)
     for _ in range(generations):
         born, born_scores = task.offspring(rows, scores, children, mutation)
@@ -73,27 +75,24 @@ def search(
         float(found[0]),
         task.costs(rows[:1]),
         tuple(architectures[1:]),
-        task.scorer.evaluations,
+        scorer.evaluations,
         time.perf_counter() - began,
         seed,
     )
 
 
+@dataclass
 class _Task:
     """What the steps of a search share."""
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        accuracy: RowPredictor,
-        constraints: Sequence[Constraint],
-        objective: Objective,
-        rng: np.random.Generator,
-    ) -> None:
-        self.space, self.objective, self.rng = space, objective, rng
-        self.scorer = Scorer(space, accuracy)
-        self.limits = Limits(space, constraints)
-        self._pricers = [pricer(space, model) for model in objective.models]
+    scorer: Scorer
+    limits: Limits
+    objective: Objective
+    rng: np.random.Generator
+
+    def __post_init__(self) -> None:
+        self.space = self.limits.space
+        self._pricers = [pricer(self.space, model) for model in self.objective.models]
         self._exchange = Exchange(self.limits, self.score)
 
     def score(self, rows: Rows) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +32,8 @@ from onceforall.space import SearchSpace
 TOLERANCE = 1e-3  # points of accuracy that a linear model may be off before it is refused
 
 Shares = dict[tuple[str, int, int, Any], float]  # what each choice of a unit or block adds to the accuracy (points)
-Form = tuple[int, int, int]  # a unit's input multiplier, multiplier and depth, as indices
-Block = tuple[int, int, int]  # a block's input multiplier and multiplier, as indices, and the number of its gene
+Key = tuple[int, ...]  # of an equation
+WHOLE: Key = ()
 
 
 def optimum(space: SearchSpace, accuracy: RowPredictor, constraints: Sequence[Constraint]) -> SearchResult:
@@ -49,7 +50,7 @@ def optimum(space: SearchSpace, accuracy: RowPredictor, constraints: Sequence[Co
             raise OutOfDomain(f"{constraint.model.name} is neither a sum nor a peak over layers: no exact optimum")
         tables.append(price)
     shares = linear_shares(space, scorer)
-    rows = [_Program(space, tables, limits.bounds, shares, resolution).solve() for resolution in limits.resolutions]
+    rows = [_Program(limits, tables, shares, resolution).solve() for resolution in limits.resolutions]
     found = np.concatenate([row for row in rows if row is not None])
     scores = scorer(found)
     best = found[[scores.argmax()]]
@@ -84,34 +85,31 @@ def linear_shares(space: SearchSpace, scorer: Scorer) -> Shares:
 
 
 class _Program:
-    """The integer program of one resolution. Its variables, all 0 or 1, are forms of units and of blocks."""
+    """The integer program of one resolution. Its variables, all 0 or 1, are forms of units and of blocks.
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        tables: Sequence[PriceTable],
-        bounds: NDArray[np.float64],
-        shares: Shares,
-        resolution: int,
-    ) -> None:
-        self.space, self.tables, self.bounds, self.shares = space, tables, bounds, shares
-        self.resolution = resolution
+    A variable has coefficients in equations, whose sums are 0: +1 where it is what others ask for, -1 where it
+    asks. (u, m): a form of unit u with multiplier m, for the unit that reads it. (block, i, m, d): a form of a
+    block with these input multiplier and multiplier, for the unit around it; d is the depth (as an index) that
+    its genes follow from where choices are tied, and else 0. In `WHOLE`, a form of the first unit, the sum is 1.
+    """
+
+    def __init__(self, limits: Limits, tables: Sequence[PriceTable], shares: Shares, resolution: int) -> None:
+        self.space, self.bounds = limits.space, limits.bounds
+        self.tables, self.shares, self.resolution = tables, shares, resolution
+        self.chosen: list[tuple[int, ...]] = []  # by each variable: (unit, multiplier, depth) or (block, gene)
         self.gains: list[float] = []
         self.costs: list[list[float]] = []  # in each constraint
-        self.forms: list[dict[Form, int]] = []  # variables of each unit
-        self.blocks: list[dict[Block, int]] = []  # of each block
-        self.equations: list[tuple[dict[int, float], float]] = []  # coefficients and their sum
-        for u in range(len(space.units)):
+        self.equations: defaultdict[Key, list[tuple[int, float]]] = defaultdict(list, {WHOLE: []})
+        for u in range(len(self.space.units)):
             self._add_unit(u)
-        for block in range(len(space.block_indices)):
+        for block in range(len(self.space.block_indices)):
             self._add_block(block)
 
     def solve(self) -> Rows | None:
         """The best row, or None where none meets the constraints."""
         sums = [i for i, table in enumerate(self.tables) if not table.peak]
-        lines = [list(coefficients.items()) for coefficients, _ in self.equations]
-        lines += [[(index, cost[i]) for index, cost in enumerate(self.costs)] for i in sums]
-        totals = np.array([total for _, total in self.equations])
+        lines = [*self.equations.values(), *([(index, cost[i]) for index, cost in enumerate(self.costs)] for i in sums)]
+        totals = np.array([float(key == WHOLE) for key in self.equations])
         entries = [(line, index, value) for line, items in enumerate(lines) for index, value in items]
         at, index, values = (np.array(part) for part in zip(*entries, strict=True))
         result = milp(
@@ -127,72 +125,56 @@ class _Program:
         )
         return None if result.x is None else self._row(result.x > 0.5)
 
-    def _add(self, gain: float, costs: list[float]) -> int:
-        self.gains.append(gain)
-        self.costs.append(costs)
-        return len(self.gains) - 1
+    def _add(self, chosen: tuple[int, ...], gain: float, costs: list[float], terms: dict[Key, float]) -> None:
+        """Add a variable with its coefficients, unless it breaks a peak."""
+        if all(not t.peak or cost <= bound for t, cost, bound in zip(self.tables, costs, self.bounds, strict=True)):
+            for key, coefficient in terms.items():
+                self.equations[key].append((len(self.gains), coefficient))
+            self.chosen.append(chosen)
+            self.gains.append(gain)
+            self.costs.append(costs)
 
     def _add_unit(self, u: int) -> None:
-        """The forms of a unit: one of them, and it reads what the unit before makes."""
-        unit, r = self.space.units[u], self.resolution
-        begins, ends = u == 0, u == len(self.space.units) - 1
-        before = range(1 if begins else len(self.space.units[u - 1].width_multipliers))
-        own: dict[Form, int] = {}
+        unit, r, last = self.space.units[u], self.resolution, u == len(self.space.units) - 1
+        start = self.space.block_indices.index((u, 0)) if unit.depths[-1] else 0
+        before = range(len(self.space.units[u - 1].width_multipliers) if u else 1)
         for i, (m, multiplier) in itertools.product(before, enumerate(unit.width_multipliers)):
             # The stem and the head go with the multiplier of the unit that is next to them.
-            costs = [t.total([begins * t.stem[r, m], ends * t.head[r, m]]) for t in self.tables]
-            if self._allowed(costs):
-                gain = self._share(WIDTH, u, 0, multiplier)
-                for d, depth in enumerate(unit.depths):
-                    own[i, m, d] = self._add(gain + self._share(DEPTH, u, 0, depth), costs)
-        self.forms.append(own)
-        if begins:
-            self.equations.append((dict.fromkeys(own.values(), 1.0), 1.0))
-        for i in () if begins else before:
-            made = {index: 1.0 for form, index in self.forms[u - 1].items() if form[1] == i}
-            read = {index: -1.0 for form, index in own.items() if form[0] == i}
-            self.equations.append((made | read, 0.0))
+            costs = [t.total([(u == 0) * t.stem[r, m], last * t.head[r, m]]) for t in self.tables]
+            terms: dict[Key, float] = {(u - 1, i): -1.0} if u else {WHOLE: 1.0}
+            if not last:
+                terms[u, m] = 1.0
+            for d, depth in enumerate(unit.depths):
+                tied = d if unit.tied_choices else 0
+                blocks = {(start + b, m if b else i, m, tied): -1.0 for b in range(depth)}
+                gain = self._share(WIDTH, u, 0, multiplier) + self._share(DEPTH, u, 0, depth)
+                self._add((u, m, d), gain, costs, terms | blocks)
 
     def _add_block(self, block: int) -> None:
-        """The forms of a block: as many as its unit's form asks for, that is one or none."""
         u, b = self.space.block_indices[block]
         unit = self.space.units[u]
         gains = [sum(self._share(name, u, b, value) for name, value in gene.items()) for gene in unit.genes]
-        demands: dict[tuple[int, int, int], dict[int, float]] = {}
-        for (i, m, d), index in self.forms[u].items():
-            if unit.depths[d] > b:
-                # Inside a unit a block reads its own; where choices are tied, its genes follow from the depth.
-                demands.setdefault((i if b == 0 else m, m, d if unit.tied_choices else 0), {})[index] = -1.0
-        own: dict[Block, int] = {}
-        for (i, m, d), equation in demands.items():
+        for key in [key for key in self.equations if len(key) == 4 and key[0] == block]:
+            _, i, m, d = key
             for gene in unit.genes_of_depth[d]:
                 costs = [float(table.blocks[self.resolution, block, i, m, 1 + gene]) for table in self.tables]
-                if self._allowed(costs):
-                    own[i, m, gene] = self._add(gains[gene], costs)
-                    equation[own[i, m, gene]] = 1.0
-            self.equations.append((equation, 0.0))
-        self.blocks.append(own)
+                self._add((block, gene), gains[gene], costs, {key: 1.0})
 
     def _share(self, what: str, u: int, b: int, choice: Any) -> float:
         """What a choice adds to the accuracy (points): nothing where there is no other, or other columns tell it."""
         return self.shares.get((what, u, b, choice), 0.0)
 
-    def _allowed(self, costs: list[float]) -> bool:
-        """Whether a part keeps the peaks: what exceeds one is no variable at all."""
-        return all(not t.peak or cost <= bound for t, cost, bound in zip(self.tables, costs, self.bounds, strict=True))
-
-    def _row(self, chosen: NDArray[np.bool_]) -> Rows:
+    def _row(self, taken: NDArray[np.bool_]) -> Rows:
         space = self.space
         row = np.full((1, len(space.columns)), -1, np.int16)
         row[0, 0] = self.resolution
         places = {key: column for column, key in enumerate(space.columns)}
-        for u, forms in enumerate(self.forms):
-            ((_, m, d),) = (form for form, index in forms.items() if chosen[index])
-            row[0, places[DEPTH, u, 0]] = d
-            if (WIDTH, u, 0) in places:
-                row[0, places[WIDTH, u, 0]] = m
-        for block, own in enumerate(self.blocks):
-            for (_, _, gene), index in own.items():
-                if chosen[index]:
+        for index in np.flatnonzero(taken):
+            match self.chosen[index]:
+                case (u, m, d):
+                    row[0, places[DEPTH, u, 0]] = d
+                    if (WIDTH, u, 0) in places:
+                        row[0, places[WIDTH, u, 0]] = m
+                case (block, gene):
                     space.set_genes(row, block, gene)
         return space.canonical(row)

@@ -18,19 +18,18 @@ from onceforall.rows import Rows
 from onceforall.search.limits import Limits, first_of_each
 from onceforall.search.neighbours import Neighbours
 
+CHANGES = 3  # choices that are exchanged at once, at most
+BEAM = 64  # sets of changes that are extended by another
+TRIES = 24  # sets of each size that are scored
+
 Score = Callable[[Rows], NDArray[np.float64]]
 
 
 class Exchange:
-    """Improves networks of a space by exchanges of up to `changes` choices at once.
+    """Improves networks of a space by exchanges of choices. score: what to maximise, for rows."""
 
-    score: what to maximise, for rows; beam: how many sets of changes are extended by another;
-    tries: how many sets of each size are scored.
-    """
-
-    def __init__(self, limits: Limits, score: Score, *, changes: int = 3, beam: int = 64, tries: int = 24) -> None:
+    def __init__(self, limits: Limits, score: Score) -> None:
         self.limits, self.score = limits, score
-        self.changes, self.beam, self.tries = changes, beam, tries
         self._neighbours = Neighbours(limits.space)
 
     def improve(
@@ -92,17 +91,17 @@ class Exchange:
         saving = np.minimum(costs.min(axis=0), 0)  # what one more change can save at best
         sets = np.arange(len(singles))[:, None]  # indices of changes, [sets, size]
         result = []
-        for left in reversed(range(self.changes)):  # how many changes may still be added
+        for left in reversed(range(CHANGES)):  # how many changes may still be added
             gain, cost = gains[sets].sum(axis=1), costs[sets].sum(axis=1)
-            complete = sets[_best(gain, (cost <= slack).all(axis=1), self.tries)]
+            complete = sets[_best(gain, (cost <= slack).all(axis=1), TRIES)]
             result.append(_applied(row, singles, changed, complete))
             if not left:
                 break
-            kept = _best(gain, (cost + left * saving <= slack).all(axis=1), self.beam)
+            kept = _best(gain, (cost + left * saving <= slack).all(axis=1), BEAM)
             sets, gain, cost = sets[kept], gain[kept], cost[kept]
             gain, cost = gain[:, None] + gains, cost[:, None] + costs  # of each set with each change, [sets, changes]
             fits = (cost + (left - 1) * saving <= slack).all(axis=2) & ~clashes[sets].any(axis=1)
-            extended, added = np.divmod(_best(gain.ravel(), fits.ravel(), 4 * self.beam), len(singles))
+            extended, added = np.divmod(_best(gain.ravel(), fits.ravel(), 4 * BEAM), len(singles))
             sets = np.sort(np.column_stack([sets[extended], added]), axis=1)
             # The same changes in another order are one set: each once, by a number that has the changes as its digits.
             number = sets @ len(singles) ** np.arange(sets.shape[1])

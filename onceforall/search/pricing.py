@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,15 +21,7 @@ from onceforall.space import SearchSpace
 Pricer = Callable[[Rows], NDArray[np.float64]]
 Worth = float | NDArray[np.float64]
 Price = Callable[[Sequence[LayerSpec]], Any]  # the worth of some layers
-
-
-class _Form(NamedTuple):
-    """A unit with its choices made: cost, and indices of multiplier and depth, numbers of its blocks' genes."""
-
-    cost: float
-    multiplier: int
-    depth: int
-    genes: list[int]
+_Path = tuple[float, Rows]  # what the first units cost, and a row with their choices made
 
 
 class Parts:
@@ -123,48 +116,40 @@ class PriceTable(Parts):
         Exact: only the width multipliers of neighbouring units depend on each other, so this is a
         shortest path through the units.
         """
-        rows = np.stack([self._row(r, self._cheapest_path(r)) for r in range(len(self.space.resolutions))])
+        rows = np.stack([self._cheapest_row(r) for r in range(len(self.space.resolutions))])
         return rows, self(rows)
 
-    def _cheapest_path(self, r: int) -> list[_Form]:
-        paths: list[list[_Form]] = [[]]  # the cheapest way up to the unit before, for each of its multipliers
+    def _cheapest_row(self, r: int) -> Rows:
+        row = np.full(len(self.space.columns), -1, np.int16)
+        row[0] = r
+        paths: list[_Path] = [(0.0, row)]  # the cheapest way up to the unit before, for each of its multipliers
         for u, unit in enumerate(self.space.units):
             paths = [
-                min(
-                    ([*path, self._cheapest_form(r, u, before, m)] for before, path in enumerate(paths)),
-                    key=lambda path: self.total(form.cost for form in path),
-                )
+                min((self._extended(path, r, u, before, m) for before, path in enumerate(paths)), key=itemgetter(0))
                 for m in range(len(unit.width_multipliers))
             ]
-        heads = self.head[r].tolist()
-        return min(paths, key=lambda path: self.total([*(form.cost for form in path), heads[path[-1].multiplier]]))
+        ends = zip(self.head[r].tolist(), paths, strict=True)
+        return min(((self.total((cost, head)), row) for head, (cost, row) in ends), key=itemgetter(0))[1]
 
-    def _cheapest_form(self, r: int, u: int, before: int, m: int) -> _Form:
-        """The cheapest form of a unit with multiplier `m`, behind one with multiplier `before`."""
-        unit, start = self.space.units[u], int(np.searchsorted(self._units, u))
+    def _extended(self, path: _Path, r: int, u: int, before: int, m: int) -> _Path:
+        """A path by the cheapest form of a unit with multiplier `m`, behind one with multiplier `before`."""
+        space, unit, start = self.space, self.space.units[u], int(np.searchsorted(self._units, u))
         priced = self.blocks[r, start : start + unit.depths[-1], :, m, 1:]
         priced = np.concatenate([priced[:1, before], priced[1:, m]])
         fixed = float(self.stem[r, m]) if u == 0 else 0.0
         forms = []
         for d, depth in enumerate(unit.depths):
-            allowed = unit.genes_of_depth[d]
-            costs = priced[:depth, list(allowed)]
-            cost = self.total([*costs.min(axis=1).tolist(), fixed])
-            forms.append(_Form(cost, m, d, [allowed[g] for g in costs.argmin(axis=1)]))
-        return min(forms, key=lambda form: form.cost)
-
-    def _row(self, r: int, path: list[_Form]) -> Rows:
-        space = self.space
-        row = np.full((1, len(space.columns)), -1, np.int16)
-        row[0, 0] = r
-        row[0, space.depth_columns] = [form.depth for form in path]
-        row[0, space.columns_of(WIDTH)] = [
-            form.multiplier for form, unit in zip(path, space.units, strict=True) if len(unit.width_multipliers) > 1
-        ]
-        for u, form in enumerate(path):
-            for block, gene in enumerate(form.genes, int(np.searchsorted(self._units, u))):
-                space.set_genes(row, block, gene)
-        return np.asarray(row[0])
+            allowed = np.array(unit.genes_of_depth[d])
+            costs = priced[:depth, allowed]
+            forms.append((self.total([*costs.min(axis=1).tolist(), fixed]), d, allowed[costs.argmin(axis=1)]))
+        cost, d, genes = min(forms, key=itemgetter(0))
+        row = path[1].copy()
+        row[space.depth_columns][u] = d
+        if len(unit.width_multipliers) > 1:
+            row[list(space.columns).index((WIDTH, u, 0))] = m
+        for block, gene in enumerate(genes.tolist(), start):
+            space.set_genes(row[None], block, gene)
+        return self.total((path[0], cost)), row
 
 
 def _price_of_parts(model: CostModel, resolution: Size) -> tuple[Price, float]:

@@ -62,33 +62,27 @@ def supernet(name: str, file: str | Path | None = None) -> tuple[Supernet, Path]
     stderr. Raises DataUnavailable without a network, IncompatibleCheckpoint where a checksum
     differs from the recorded one or the file is not this supernet.
     """
-    folder = cache_folder() / name
+    folder, published = cache_folder() / name, SUPERNETS[name]
     if file is None and _is_kept(folder):
         return reopen(folder), folder
     with alone(folder):  # torchrun starts several processes at once
-        return _supernet(name, folder, file), folder
-
-
-def _supernet(name: str, folder: Path, file: str | Path | None) -> Supernet:
-    if file is None and _is_kept(folder):  # by now
-        return reopen(folder)
-    origin = read_origin(folder)
-    if origin is None:  # an import that was interrupted: the folder is ours
-        (folder / "supernet.safetensors").unlink(missing_ok=True)
-    published = SUPERNETS[name]
-    path = Path(file) if file is not None else folder / "download"
-    if file is None:
-        _fetch(published.url, path, f'zoo.load("{name}", file=PATH)')
-    elif not path.is_file():
-        raise DataUnavailable(f"{path} does not exist: bring {published.url}")
-    recorded = published.sha256 or (origin.source_sha256 if origin else None)
-    try:
-        _compare(path, recorded, folder)
-        found = import_supernet(path, folder, name=name, source=published.url, space=published.space())
-    finally:
-        if file is None:  # what was made of it is kept; what is wrong must not be met again
-            path.unlink()
-    return found
+        if file is None and _is_kept(folder):  # by now
+            return reopen(folder), folder
+        origin = read_origin(folder)
+        if origin is None:  # an import that was interrupted: the folder is ours
+            (folder / "supernet.safetensors").unlink(missing_ok=True)
+        path = Path(file) if file is not None else folder / "download"
+        if file is None:
+            _fetch(published.url, path, f'zoo.load("{name}", file=PATH)')
+        elif not path.is_file():
+            raise DataUnavailable(f"{path} does not exist: bring {published.url}")
+        try:
+            _compare(path, published.sha256 or (origin.source_sha256 if origin else None), folder)
+            found = import_supernet(path, folder, name=name, source=published.url, space=published.space())
+        finally:
+            if file is None:  # what was made of it is kept; what is wrong must not be met again
+                path.unlink()
+        return found, folder
 
 
 def _is_kept(folder: Path) -> bool:
@@ -103,29 +97,24 @@ def specialized(net_id: str) -> tuple[PublishedNetwork, SubNetwork]:
     """
     net_id = net_id.removeprefix(PREFIX).replace("@", "-")
     folder = cache_folder() / PREFIX / "specialized" / net_id
+    record, fetched = folder / "checksums.json", list[Path]()
     with alone(folder):
-        return _specialized(net_id, folder)
-
-
-def _specialized(net_id: str, folder: Path) -> tuple[PublishedNetwork, SubNetwork]:
-    record = folder / "checksums.json"
-    known: dict[str, str] = read_json_object(record) if record.exists() else {}
-    fetched = []
-    try:
-        for name in ("net.config", "run.config", "init"):
-            path = folder / name
-            if not path.is_file():
-                remedy = f"put net.config, run.config and init into {folder}"
-                _fetch(f"{REPOSITORY}ofa_specialized/{net_id}/{name}", path, remedy)
-                fetched.append(path)
-            _compare(path, known.get(name), record)
-            known[name] = sha256(path)
-        network = load_network(folder)
-    except OFAError:
-        for path in fetched:  # a page of a proxy, say: the next attempt starts anew
-            path.unlink()
-        raise
-    write_json(record, known)
+        known: dict[str, str] = read_json_object(record) if record.exists() else {}
+        try:
+            for name in ("net.config", "run.config", "init"):
+                path = folder / name
+                if not path.is_file():
+                    remedy = f"put net.config, run.config and init into {folder}"
+                    _fetch(f"{REPOSITORY}ofa_specialized/{net_id}/{name}", path, remedy)
+                    fetched.append(path)
+                _compare(path, known.get(name), record)
+                known[name] = sha256(path)
+            network = load_network(folder)
+        except OFAError:
+            for path in fetched:  # a page of a proxy, say: the next attempt starts anew
+                path.unlink()
+            raise
+        write_json(record, known)
     return network
 
 

@@ -17,14 +17,13 @@ from onceforall.predict.accuracy import (
     EnsemblePredictor,
     MACsPredictor,
     MLPPredictor,
+    Predictor,
     RidgePredictor,
     assess,
     load_predictor,
     save_predictor,
 )
-from onceforall.predict.files import Predictor
-from onceforall.predict.ridge import ridge
-from onceforall.predict.totals import standardised, totals
+from onceforall.predict.ridge import ridge, standardised, totals
 from onceforall.space import SearchSpace
 from onceforall.testing import example_labels
 
