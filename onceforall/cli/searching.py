@@ -8,23 +8,10 @@ from typing import Annotated
 
 import typer
 
+from onceforall import zoo
 from onceforall.checkpoint import read_tensors
-from onceforall.cli.common import (
-    Data,
-    Limit,
-    MACsBound,
-    MemoryBound,
-    Model,
-    ParamsBound,
-    Seed,
-    WeightsBound,
-    announce,
-    app,
-    console,
-    load_model,
-    notify,
-    read_limits,
-)
+from onceforall.cli import options
+from onceforall.cli.common import announce, app, console, load_model, notify, read_limits
 from onceforall.cost.analytic import MACs
 from onceforall.cost.bounds import parse_bound
 from onceforall.cost.latency import LatencyTable, LatencyTables
@@ -38,13 +25,14 @@ from onceforall.interop import PublishedPredictor, load_predictor
 from onceforall.predict import files
 from onceforall.predict.accuracy import MLPPredictor
 from onceforall.predict.files import Predictor
-from onceforall.predict.labels import training_pairs
+from onceforall.predict.labels import score_of, training_pairs
 from onceforall.profiling.confirming import confirm_on_device
-from onceforall.report import searches
+from onceforall.report import tables
 from onceforall.search.evolution import GENERATIONS
 from onceforall.search.evolution import search as run_search
 from onceforall.search.pareto import front as run_front
 from onceforall.space import SearchSpace
+from onceforall.tasks import CLASSIFICATION, Score
 
 Table = LatencyTable | LatencyTables | LearnedLatency
 
@@ -52,7 +40,7 @@ Table = LatencyTable | LatencyTables | LearnedLatency
 @app.command()
 def search(
     out: Annotated[Path, typer.Option(help="JSON file of the result.")],
-    model: Model = "cifar10",
+    model: options.Model = "cifar10",
     table: Annotated[
         list[Path] | None, typer.Option(help="Latency table of `ofa profile`, one for each --latency, in this order.")
     ] = None,
@@ -60,11 +48,11 @@ def search(
         list[str] | None,
         typer.Option(help='Bound, as "0.5 ms", or "60%" of the largest network; repeat it, each with its --table.'),
     ] = None,
-    macs: MACsBound = None,
-    params: ParamsBound = None,
-    memory: MemoryBound = None,
-    weights: WeightsBound = None,
-    limit: Limit = None,
+    macs: options.MACsBound = None,
+    params: options.ParamsBound = None,
+    memory: options.MemoryBound = None,
+    weights: options.WeightsBound = None,
+    limit: options.Limit = None,
     predictor: Annotated[
         Path | None,
         typer.Option(
@@ -81,12 +69,12 @@ def search(
         bool,
         typer.Option("--measure", help="Measure the winner, and the next best where it breaks its --latency."),
     ] = False,
-    data: Data = "cifar10",
+    data: options.Data = "cifar10",
     top: Annotated[int, typer.Option(help="Candidates that --measure tries at most.")] = 5,
     generations: Annotated[
         int, typer.Option(help="Of the search: four times as many take four times as long, and miss the best less.")
     ] = GENERATIONS,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Find the network of highest predicted accuracy within bounds, or a front -> result.json."""
     if front and measure:
@@ -94,7 +82,7 @@ def search(
     if measure and not latency:
         raise InvalidConfiguration("--measure needs --latency and --table: it measures on the device of the table")
     entry = load_model(model, labels=predictor is None)
-    space = entry.supernet.space
+    space, score = entry.supernet.space, _score(entry)
     accuracy: Predictor | PublishedPredictor | None = None
     if predictor is not None:
         if save_predictor:
@@ -102,19 +90,19 @@ def search(
         accuracy = _read_predictor(predictor)
         if isinstance(accuracy, PublishedPredictor):
             space = space.restrict(resolutions=accuracy.domain.resolutions)
-    tables = [load_latency(path) for path in table or ()]
-    constraints = _latencies(space, tables, latency or [], front)
+    models = [load_latency(path) for path in table or ()]
+    constraints = _latencies(space, models, latency or [], front)
     constraints += read_limits(space, limit, macs=macs, params=params, memory=memory, weights=weights)
     if accuracy is None:
         with console.status("accuracy predictor"):
-            accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels))
+            accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels, score))
         if save_predictor:
             files.save_predictor(save_predictor, accuracy)
     if front:
-        cost = tables[0] if tables else MACs()
+        cost = models[0] if models else MACs()
         outline = run_front(space, accuracy, [cost], constraints, points=points, seed=seed)
         write_json(out, {"model": model, **outline.to_json()})
-        console.print(searches.front(outline))
+        console.print(tables.front(outline, score))
         announce(out, f": {outline.evaluations} evaluations in {outline.seconds:.1f} s")
         return
     result = run_search(space, accuracy, constraints, seed=seed, generations=generations, keep=max(10, top))
@@ -124,14 +112,20 @@ def search(
             entry.supernet, space, accuracy, result, constraints, open_data(data, notify), top=top
         )
         content, result = found.to_json(), found.result
-        console.print(searches.trials(found))
+        console.print(tables.trials(found, score))
     write_json(out, {"model": model, **content})
     costs = ", ".join(f"{cost.name} {cost.value:.4g} <= {cost.bound:.4g} {cost.unit}" for cost in result.costs)
     announce(
         out,
-        f": predicted top-1 {result.accuracy:.2f} %, {costs or 'no bounds'}; "
+        f": predicted {score.name} {score.text(score.goal(result.accuracy))}, {costs or 'no bounds'}; "
         f"{result.evaluations} evaluations in {result.seconds:.1f} s\n{result.architecture}",
     )
+
+
+def _score(entry: zoo.Entry) -> Score:
+    """What a supernet is judged by, which its labels say: top-1 where it has none."""
+    labels = entry.folder / "labels.jsonl"
+    return score_of(labels) if labels.is_file() else CLASSIFICATION.score
 
 
 def _read_predictor(path: Path) -> Predictor | PublishedPredictor:
@@ -140,15 +134,15 @@ def _read_predictor(path: Path) -> Predictor | PublishedPredictor:
     return files.load_predictor(path) if ours else load_predictor(path)
 
 
-def _latencies(space: SearchSpace, tables: Sequence[Table], budgets: Sequence[str], front: bool) -> list[Constraint]:
+def _latencies(space: SearchSpace, models: Sequence[Table], budgets: Sequence[str], front: bool) -> list[Constraint]:
     """A constraint for each pair of table and budget. Raises InvalidConfiguration where they are not pairs."""
-    if len(tables) != len(budgets) and not (front and len(tables) == 1):
+    if len(models) != len(budgets) and not (front and len(models) == 1):
         raise InvalidConfiguration(
-            f"--latency needs --table: {len(budgets)} and {len(tables)} were given; each bound needs a table "
+            f"--latency needs --table: {len(budgets)} and {len(models)} were given; each bound needs a table "
             "(`ofa profile --out DEVICE.json`), in the same order"
         )
     largest = space.lower(space.largest())
     return [
-        table.at_most(parse_bound(text, "ms", table.cost(largest), "budget"))
-        for table, text in zip(tables, budgets, strict=False)
+        model.at_most(parse_bound(text, "ms", model.cost(largest), "budget"))
+        for model, text in zip(models, budgets, strict=False)
     ]
