@@ -40,7 +40,7 @@ COMMANDS = ("train", "finetune", "label", "import", "profile", "devices", "searc
 def road(tiny_space: SearchSpace, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     """The commands on the tiny space and images, with short measurements."""
     monkeypatch.setitem(spaces.BY_NAME._registered, "tiny", lambda num_classes: tiny_space)
-    for commands in (cli.building, cli.bundling, cli.deploying):
+    for commands in (cli.building, cli.deploying):
         monkeypatch.setattr(commands, "open_data", lambda *given: tiny_data)
     short = {"calibrating": 8, "validating": 4, "learning": 0, "turns": 2, "burst_seconds": 0.001}
     monkeypatch.setattr(cli.profiling, "run_profile", lambda *a, **k: profile(*a, **k, **short))
@@ -360,9 +360,30 @@ def test_specialize_passes_every_option_on(called: dict[str, Any], tmp_path: Pat
     assert [limit.bound for limit in called["limits"][:4]] == [5e6, 4e5, 65536, 32768]
     expected = {
         "budgets": ["2 ms", "60%"], "quantize": "int8", "max_drop": 0.25, "quantized_labels": 7, "full_int8": True,
-        "finetune": 3, "candidates": 2, "seed": 5, "table": None, "architectures": [],
+        "finetune": 3, "candidates": 2, "seed": 5, "table": None, "architectures": [], "data_source": "cifar10",
     }  # fmt: skip
     assert {name: called[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        ({"data_source": "photos"}, (), "(give --data): data 'photos': expected cifar10"),
+        ({}, (), "(give --data): data 'folder:photos': expected cifar10"),  # older manifests do not say it
+        ({"data_source": "photos"}, ("--data", "mine"), "data 'mine': expected cifar10"),
+    ],
+)
+def test_verify_opens_the_data_that_the_manifest_says(
+    source: dict[str, Any], options: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here it is not there, which is said; it is an error where it was asked for."""
+    monkeypatch.chdir(tmp_path)
+    manifest = {"supernet": {}, "data": {"name": "folder:photos"}, **source}
+    monkeypatch.setattr(cli.deploying, "read_manifest", lambda folder: (manifest, []))
+    monkeypatch.setattr(cli.deploying, "run_verify", lambda *given: iter(()))
+    result = CliRunner().invoke(cli.app, ["verify", ".", *options], env={"COLUMNS": "500"})
+    assert said in (str(result.exception) if options else " ".join(result.output.split()))
+    assert isinstance(result.exception, InvalidConfiguration) == bool(options)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from onceforall.architecture import Architecture
-from onceforall.bundle.shared import Place, Pool, share
+from onceforall.bundle.shared import Place, refer, share
 from onceforall.checkpoint import read_tensors, write_tensors
 from onceforall.data.dataset import Data
 from onceforall.devices.measure import session_options
@@ -84,16 +84,15 @@ def write_bundle(
     tensors, found = share({name: _named(networks[name], name, places[name]) for name in networks})
     _clear(out)
     write_tensors(out / WEIGHTS, tensors, {"format": FORMAT})
-    pool = Pool.of(out / WEIGHTS)
     entries: dict[str, Any] = {}
     for name, arch in architectures.items():
         network = networks[name]
         model = onnx.load_from_string(to_onnx(network, image_shape(arch)))
-        write_atomically(out / f"{name}.onnx", pool.refer(model, found[name]))
+        write_atomically(out / f"{name}.onnx", refer(model, found[name], out / WEIGHTS))
         entries[name] = {
             "architecture": arch.to_json(),
             "layers": [layer_to_json(spec) for spec in network.specs],
-            "tensors": {key: place.to_json() for key, place in found[name].items()},
+            "tensors": {key: [*place] for key, place in found[name].items()},
             "onnx": f"{name}.onnx",
         }
     weights = {"file": WEIGHTS, "bytes": (out / WEIGHTS).stat().st_size, "sha256": sha256(out / WEIGHTS)}
@@ -195,7 +194,10 @@ class Bundle:
                 oldest, _ = self._ready.popitem(last=False)
                 if oldest in self._plain:
                     self._plain[oldest].to("meta")
-            self._ready[name] = self._session(name) if self.runtime == "onnxruntime" else self._module(name)
+            if self.runtime == "torch":
+                self._ready[name] = self._module(name)
+            else:
+                self._ready[name] = in_onnxruntime(self.folder / self._networks[name]["onnx"], self.threads)
         self._ready.move_to_end(name)
         self.name = name
 
@@ -205,36 +207,46 @@ class Bundle:
 
     def _module(self, name: str) -> Run:
         entry = self._networks[name]
-        if name not in self._plain:  # without weights, modules cost little: they are built once
-            with torch.device("meta"):
-                self._plain[name] = fold_batch_norm(build([layer_from_json(value) for value in entry["layers"]]))
+        if name not in self._plain:  # without weights, modules cost little: they are made once
+            self._plain[name] = without_weights(entry["layers"])
         tensors = {key: Place(*value).cut(self._tensors) for key, value in entry["tensors"].items()}
-        plain = self._plain[name]
-        plain.load_state_dict(_folded(tensors), assign=True)
-        module = channels_last(plain.requires_grad_(False))
+        return in_torch(self._plain[name], _folded(tensors))
 
-        def run(images: Tensor) -> Tensor:
-            with torch.inference_mode():
-                logits: Tensor = module(images)
-            return logits
 
-        return run
+def without_weights(layers: Sequence[Any]) -> SubNetwork:
+    """The network of the layers that a manifest has, batch norms folded, on no device."""
+    with torch.device("meta"):
+        return fold_batch_norm(build([layer_from_json(value) for value in layers]))
 
-    def _session(self, name: str) -> Run:
-        import onnxruntime
 
-        options = session_options(self.threads)
-        file = self.folder / self._networks[name]["onnx"]
-        try:
-            session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # of ONNX Runtime, which has many
-            raise IncompatibleCheckpoint(f"{file} cannot be loaded: {error}") from error
+def in_torch(network: SubNetwork, tensors: Mapping[str, Tensor]) -> Run:
+    """A network that takes these tensors, as they are, for its weights."""
+    network.load_state_dict(tensors, assign=True)
+    module = channels_last(network.requires_grad_(False))
 
-        def run(images: Tensor) -> Tensor:
-            arrays = (image.contiguous().numpy() for image in images.split(1))
-            return torch.cat([torch.from_numpy(session.run(None, {INPUT: array})[0]) for array in arrays])
+    def run(images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            logits: Tensor = module(images)
+        return logits
 
-        return run
+    return run
+
+
+def in_onnxruntime(file: Path, threads: int) -> Run:
+    """A graph that takes one image, for any number. Raises IncompatibleCheckpoint."""
+    import onnxruntime
+
+    options = session_options(threads)
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of ONNX Runtime, which has many
+        raise IncompatibleCheckpoint(f"{file} cannot be loaded: {error}") from error
+
+    def run(images: Tensor) -> Tensor:
+        arrays = (image.contiguous().numpy() for image in images.split(1))
+        return torch.cat([torch.from_numpy(session.run(None, {INPUT: array})[0]) for array in arrays])
+
+    return run
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

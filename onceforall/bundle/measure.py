@@ -11,22 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from onceforall.architecture import Architecture
-from onceforall.bundle.bundle import RUNTIMES, WEIGHTS, Bundle, read_manifest
+from onceforall.bundle.bundle import RUNTIMES, WEIGHTS, Bundle, in_onnxruntime, in_torch, read_manifest, without_weights
 from onceforall.checkpoint import read_tensors, write_tensors
 from onceforall.data.dataset import Data
-from onceforall.devices.measure import describe_machine, session_options
+from onceforall.devices.measure import describe_machine
 from onceforall.devices.onnx import INPUT, to_onnx
 from onceforall.devices.torch import pinned
 from onceforall.evaluate import ready
 from onceforall.files import write_atomically, write_json
-from onceforall.layers import MBConvSpec, layer_from_json
+from onceforall.layers import MBConvSpec
 from onceforall.nn.subnet import build, channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet
 from onceforall.process import run_python
 from onceforall.profiling.measuring import image_shape
 from onceforall.sizes import height_width
+from onceforall.tasks import task_of
 
 SWITCHES = 15  # of each sub-network
 
@@ -38,25 +40,23 @@ def measure_bundle(folder: str | Path, supernet: Supernet, data: Data, *, thread
     batch norms folded, safetensors for PyTorch, ONNX for ONNX Runtime. Returns the manifest. Raises
     IncompatibleCheckpoint, UnwritableOutput.
     """
-    folder = Path(folder)
+    folder, task = Path(folder), task_of(data)
     manifest = read_manifest(folder)
     networks = manifest["networks"]
-    architectures = {name: Architecture.from_json(entry["architecture"]) for name, entry in networks.items()}
     with tempfile.TemporaryDirectory() as temporary:
         separate = Path(temporary)
-        for name, arch in architectures.items():
+        for name, entry in networks.items():
+            arch = Architecture.from_json(entry["architecture"])
             plain = ready(supernet, arch, data).cpu()
             write_tensors(separate / f"{name}.safetensors", plain.state_dict(), {})
             write_atomically(separate / f"{name}.onnx", to_onnx(plain, image_shape(arch)))
-        measured = {
-            runtime: _runtime(folder, separate, manifest, runtime, architectures, data, threads) for runtime in RUNTIMES
-        }
+        measured = {runtime: _runtime(folder, separate, networks, runtime, data, threads) for runtime in RUNTIMES}
     manifest["measured"] = {
         "kind": "measured",
         "machine": describe_machine(),
         "threads": threads,
         "units": {
-            "top1": "percent of the test images, by the bundle in its runtime",
+            task.score.key: f"{task.score.unit or task.score.name} of the test images, by the bundle in its runtime",
             "switch_ms": "ms from use() to the first logits of one image, median, one sub-network kept",
             "ready_switch_ms": "the same, all sub-networks kept",
             "bytes": "of files; separate: one file a sub-network, batch norms folded",
@@ -70,55 +70,48 @@ def measure_bundle(folder: str | Path, supernet: Supernet, data: Data, *, thread
 
 
 def _runtime(
-    folder: Path,
-    separate: Path,
-    manifest: Mapping[str, Any],
-    runtime: str,
-    architectures: Mapping[str, Architecture],
-    data: Data,
-    threads: int,
+    folder: Path, separate: Path, entries: Mapping[str, Any], runtime: str, data: Data, threads: int
 ) -> dict[str, Any]:
     suffix = ".safetensors" if runtime == "torch" else ".onnx"
-    names = tuple(architectures)
-    graphs = [entry["onnx"] for entry in manifest["networks"].values()] if runtime == "onnxruntime" else []
-    bundle = Bundle.load(folder, runtime, threads=threads)
-    accuracies = {}
-    for name in names:
+    alone = {name: (separate / f"{name}{suffix}").stat().st_size for name in entries}
+    graphs = [entry["onnx"] for entry in entries.values()] if runtime == "onnxruntime" else []
+    bundle, task = Bundle.load(folder, runtime, threads=threads), task_of(data)
+    network, scores = nn.Module(), {}
+    network.forward = bundle  # what tasks evaluate is a module
+    for name in entries:
         bundle.use(name)
-        batches = data.batches("test", bundle.resolution)
-        hits = torch.cat([bundle(images).argmax(1) == labels for images, labels in batches])
-        accuracies[name] = 100 * int(hits.sum()) / len(hits)
+        scores[name] = task.evaluate(network, data.batches("test", bundle.resolution))
     with pinned(threads):  # torch's, which a bundle leaves alone
-        switches = _switches(bundle, names)
-        kept = _switches(Bundle.load(folder, runtime, keep=len(names), threads=threads), names)
+        switches = _switches(bundle)
+        kept = _switches(Bundle.load(folder, runtime, keep=len(entries), threads=threads))
     return {
         "networks": {
             name: {
-                "top1": accuracies[name],
+                task.score.key: scores[name],
                 "switch_ms": switches[name],
                 "ready_switch_ms": kept[name],
-                "separate_bytes": (separate / f"{name}{suffix}").stat().st_size,
+                "separate_bytes": alone[name],
             }
-            for name in names
+            for name in entries
         },
         "bytes": sum((folder / file).stat().st_size for file in (WEIGHTS, "manifest.json", *graphs)),
-        "separate_bytes": sum((separate / f"{name}{suffix}").stat().st_size for name in names),
+        "separate_bytes": sum(alone.values()),
         "resident_bytes": _resident("bundle", runtime, folder, folder, 1, threads),
-        "resident_bytes_all_kept": _resident("bundle", runtime, folder, folder, len(names), threads),
+        "resident_bytes_all_kept": _resident("bundle", runtime, folder, folder, len(entries), threads),
         "separate_resident_bytes": _resident("separate", runtime, separate, folder, 1, threads),
     }
 
 
-def _switches(bundle: Bundle, names: tuple[str, ...]) -> dict[str, float]:
+def _switches(bundle: Bundle) -> dict[str, float]:
     """Median milliseconds from the call of `use` to the first logits, coming from the sub-network before."""
-    images = {name: torch.zeros(1) for name in names}
-    for name in names:
+    images = {}
+    for name in bundle.names:
         bundle.use(name)
         images[name] = torch.randn(1, 3, *height_width(bundle.resolution))
         bundle(images[name])
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in images}
     for _ in range(SWITCHES):
-        for name in names:
+        for name in images:
             began = time.perf_counter()
             bundle.use(name)
             bundle(images[name])
@@ -162,21 +155,16 @@ def report_memory() -> None:
             for name in bundle.names:
                 bundle.use(name)
                 bundle(images[name])
-        elif runtime == "torch":
+        else:
             alive = []
             for name, entry in networks.items():
-                with torch.device("meta"):
-                    network = fold_batch_norm(build([layer_from_json(value) for value in entry["layers"]]))
-                network.load_state_dict(read_tensors(Path(files, f"{name}.safetensors"))[0], assign=True)
-                alive.append(channels_last(network))
+                path = Path(files, name)
+                if runtime == "torch":
+                    tensors, _ = read_tensors(path.with_name(f"{name}.safetensors"))
+                    alive.append(in_torch(without_weights(entry["layers"]), tensors))
+                else:
+                    alive.append(in_onnxruntime(path.with_name(f"{name}.onnx"), int(threads)))
                 alive[-1](images[name])
-        else:
-            options = session_options(int(threads))
-            sessions = []
-            for name, image in images.items():
-                session = onnxruntime.InferenceSession(str(Path(files, f"{name}.onnx")), options)
-                session.run(None, {INPUT: image.numpy()})
-                sessions.append(session)
         Path(result).write_text(str(_resident_now(files) - before))
 
 

@@ -6,22 +6,21 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import set_external_data
 from torch import Tensor
 
 from onceforall.nn.elastic import leading
 
 
-@dataclass(frozen=True)
-class Place:
-    """The first entries along each dimension of the stored tensor `key`."""
+class Place(NamedTuple):
+    """The first entries along each dimension of the stored tensor `key`; in files a list."""
 
     key: str
     shape: tuple[int, ...]
@@ -29,10 +28,6 @@ class Place:
     def cut(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """A view into the stored tensor."""
         return leading(tensors[self.key], *self.shape)
-
-    def to_json(self) -> list[Any]:
-        """`[key, shape]`."""
-        return list(astuple(self))
 
 
 def share(
@@ -84,65 +79,51 @@ def _joined(a: Tensor, b: Tensor) -> Tensor:
     return joined
 
 
-@dataclass(frozen=True)
-class Pool:
-    """A safetensors file as ONNX external data: byte offset and shape of each tensor in it."""
+def refer(model: onnx.ModelProto, places: Mapping[str, Place], weights: Path) -> bytes:
+    """The model with its initialisers replaced by places in a safetensors file; their names are those of `places`.
 
-    file: str
-    tensors: Mapping[str, tuple[int, tuple[int, ...]]]
+    The first rows of a tensor lie together, so they are read as they are. A cut in any other
+    dimension becomes a Slice of the whole tensor, which ONNX Runtime computes once as it loads.
+    """
+    graph, stored = model.graph, _header(weights)
 
-    @classmethod
-    def of(cls, path: Path) -> Pool:
-        """Reads the header: its length in 8 bytes, then JSON; offsets count from behind it."""
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        start = 8 + length
-        return cls(
-            path.name, {key: (start + item["data_offsets"][0], tuple(item["shape"])) for key, item in header.items()}
-        )
-
-    def refer(self, model: onnx.ModelProto, places: Mapping[str, Place]) -> bytes:
-        """The model with its initialisers replaced by places in the file; their names are those of `places`.
-
-        The first rows of a tensor lie together, so they are read as they are. A cut in any other
-        dimension becomes a Slice of the whole tensor, which ONNX Runtime computes once as it loads.
-        """
-        graph = model.graph
-        own = {item.name: item for item in graph.initializer}
-        slices = []
-        for name in own.keys() & places.keys():
-            place, initializer = places[name], own[name]
-            offset, whole = self.tensors[place.key]
-            if place.shape[1:] == whole[1:]:
-                self._point(initializer, offset, place.shape)
-                continue
-            initializer.name = f"{name}:whole"
-            self._point(initializer, offset, whole)
-            cut = [axis for axis, size in enumerate(place.shape) if size != whole[axis]]
-            inputs = [initializer.name]
-            for part, values in (
-                ("starts", [0] * len(cut)),
-                ("ends", [place.shape[axis] for axis in cut]),
-                ("axes", cut),
-            ):
-                graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), f"{name}:{part}"))
-                inputs.append(f"{name}:{part}")
-            slices.append(helper.make_node("Slice", inputs, [name], name=f"{name}:slice"))
-        nodes = [*slices, *graph.node]
-        del graph.node[:]
-        graph.node.extend(nodes)
-        serialized: bytes = model.SerializeToString()
-        return serialized
-
-    def _point(self, initializer: TensorProto, offset: int, shape: tuple[int, ...]) -> None:
-        name, kind = initializer.name, initializer.data_type
-        initializer.Clear()
-        initializer.name, initializer.data_type = name, kind
+    def point(initializer: TensorProto, key: str, shape: tuple[int, ...]) -> None:
+        del initializer.dims[:]
         initializer.dims.extend(shape)
-        initializer.data_location = TensorProto.EXTERNAL
-        size = math.prod(shape) * 4
-        for key, value in (("location", self.file), ("offset", offset), ("length", size)):
-            entry = initializer.external_data.add()
-            entry.key, entry.value = key, str(value)
+        set_external_data(initializer, weights.name, stored[key][0], length=math.prod(shape) * 4)
+        initializer.ClearField("raw_data")
+
+    own = {item.name: item for item in graph.initializer}
+    slices = []
+    for name in own.keys() & places.keys():
+        place, initializer = places[name], own[name]
+        whole = stored[place.key][1]
+        if place.shape[1:] == whole[1:]:
+            point(initializer, place.key, place.shape)
+            continue
+        initializer.name = f"{name}:whole"
+        point(initializer, place.key, whole)
+        cut = [axis for axis, size in enumerate(place.shape) if size != whole[axis]]
+        ends = [place.shape[axis] for axis in cut]
+        inputs = [initializer.name]
+        for part, values in (("starts", [0] * len(cut)), ("ends", ends), ("axes", cut)):
+            graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), f"{name}:{part}"))
+            inputs.append(f"{name}:{part}")
+        slices.append(helper.make_node("Slice", inputs, [name], name=f"{name}:slice"))
+    nodes = [*slices, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def _header(path: Path) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Byte offset and shape of each tensor in a safetensors file.
+
+    It begins with the length of a header in 8 bytes; then that header, JSON, behind which offsets count.
+    """
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {key: (8 + length + item["data_offsets"][0], tuple(item["shape"])) for key, item in header.items()}

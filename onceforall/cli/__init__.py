@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.markup import escape
 
-from onceforall.cli import building, bundling, deploying, profiling, searching
+from onceforall.cli import building, deploying, profiling, searching
 from onceforall.cli.common import app, console
 from onceforall.errors import OFAError
 
-__all__ = ["app", "building", "bundling", "console", "deploying", "main", "profiling", "searching"]
+__all__ = ["app", "building", "console", "deploying", "main", "profiling", "searching"]
 
 
 @app.callback()

@@ -8,24 +8,9 @@ from typing import Annotated, Any, cast
 import typer
 
 from onceforall import spaces, zoo
-from onceforall.cli.common import (
-    Data,
-    Model,
-    PrecisionOption,
-    Seed,
-    TensorBoard,
-    TorchDevice,
-    Workers,
-    announce,
-    app,
-    check_choice,
-    console,
-    is_first_process,
-    load_model,
-    notify,
-    read_architecture,
-)
-from onceforall.data.dataset import Data as DataSet
+from onceforall.cli import options
+from onceforall.cli.common import announce, app, console, is_first_process, load_model, notify, read_architecture
+from onceforall.data.dataset import Data
 from onceforall.data.sources import open_data
 from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import measure
@@ -50,7 +35,7 @@ WEIGHT_DECAY = "On convolutions and the classifier."
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help=RUN_FOLDER)],
-    data: Data = "cifar10",
+    data: options.Data = "cifar10",
     space: Annotated[
         str | None, typer.Option(help=f"Search space: {', '.join(spaces.BY_NAME)}.", show_default=SMALL_SPACE)
     ] = None,
@@ -108,11 +93,11 @@ def train(
         Path | None,
         typer.Option(help="Result of `ofa search` (or an architecture's JSON): train this network alone, no supernet."),
     ] = None,
-    seed: Seed = 0,
-    device: TorchDevice = "cpu",
-    precision: PrecisionOption = "fp32",
-    workers: Workers = None,
-    tensorboard: TensorBoard = False,
+    seed: options.Seed = 0,
+    device: options.TorchDevice = "cpu",
+    precision: options.PrecisionOption = "fp32",
+    workers: options.Workers = None,
+    tensorboard: options.TensorBoard = False,
 ) -> None:
     """Train a supernet -> OUT/supernet.safetensors.
 
@@ -124,7 +109,8 @@ def train(
         raise InvalidConfiguration(f"--space {space}: --model {model} has its own; give one of both")
     entry = load_model(model, labels=False) if model is not None else None
     start = entry.supernet if entry else None
-    check_choice("--space", space or SMALL_SPACE, spaces.BY_NAME)
+    if space is not None and space not in spaces.BY_NAME:
+        raise InvalidConfiguration(f"--space {space}: choices are {', '.join(spaces.BY_NAME)}")
     make = spaces.BY_NAME[space or SMALL_SPACE]
     made = recipes.default(
         start.space if start else make(num_classes=2),
@@ -156,17 +142,17 @@ def train(
 def finetune(
     result: Annotated[Path, typer.Option(help="Result of `ofa search`, or an architecture's JSON.")],
     out: Annotated[Path, typer.Option(help=RUN_FOLDER)],
-    model: Model = "cifar10",
-    data: Data = "cifar10",
+    model: options.Model = "cifar10",
+    data: options.Data = "cifar10",
     epochs: Annotated[int, typer.Option(help="The paper's are 25 and 75.")] = 25,
     batch_size: Annotated[int, typer.Option(help="Images a step over all processes.")] = 128,
     learning_rate_scale: Annotated[float, typer.Option(help="Times the recipe's learning rate.")] = 1.0,
     weight_decay: Annotated[float, typer.Option(help=WEIGHT_DECAY)] = 3e-5,
-    seed: Seed = 0,
-    device: TorchDevice = "cpu",
-    precision: PrecisionOption = "fp32",
-    workers: Workers = None,
-    tensorboard: TensorBoard = False,
+    seed: options.Seed = 0,
+    device: options.TorchDevice = "cpu",
+    precision: options.PrecisionOption = "fp32",
+    workers: options.Workers = None,
+    tensorboard: options.TensorBoard = False,
 ) -> None:
     """Extract one sub-network and go on training it -> OUT/network.safetensors.
 
@@ -190,7 +176,7 @@ def finetune(
 @app.command()
 def label(
     model: Annotated[str, typer.Option(help="Run folder of `ofa train`, or a known supernet.")],
-    data: Data = "cifar10",
+    data: options.Data = "cifar10",
     count: Annotated[
         int, typer.Option(help="Number of random sub-networks; at most a quarter as many uniform ones come on top.")
     ] = 560,
@@ -200,9 +186,9 @@ def label(
             help="mixed (half random, half spread to the corners), random, spread, or macs (uniform over MACs)."
         ),
     ] = "mixed",
-    device: TorchDevice = "cpu",
-    precision: PrecisionOption = "fp32",
-    seed: Seed = 0,
+    device: options.TorchDevice = "cpu",
+    precision: options.PrecisionOption = "fp32",
+    seed: options.Seed = 0,
     out: Annotated[
         Path | None,
         typer.Option(help="JSONL to write or continue.", show_default="labels.jsonl in the run folder"),
@@ -249,7 +235,7 @@ def import_(
         announce(out / "predictor.safetensors", f": accuracy predictor of {found.domain.name}")
 
 
-def _fit_classes(supernet: Supernet, data: DataSet) -> None:
+def _fit_classes(supernet: Supernet, data: Data) -> None:
     """Give the supernet a new classifier where the data have another number of classes."""
     for classes in _classes(data).values():
         if supernet.num_classes != classes:
@@ -257,14 +243,14 @@ def _fit_classes(supernet: Supernet, data: DataSet) -> None:
             supernet.reset_classifier(classes)
 
 
-def _classes(data: DataSet) -> dict[str, int]:
+def _classes(data: Data) -> dict[str, int]:
     """The number of classes as a space takes it; nothing for data that have none."""
     return {"num_classes": int(data.num_classes)} if hasattr(data, "num_classes") else {}
 
 
 def _run_training(
     net: Supernet | Network,
-    data: DataSet,
+    data: Data,
     recipe: Recipe,
     out: Path,
     seed: int,

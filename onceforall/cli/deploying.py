@@ -1,34 +1,18 @@
-"""Commands that make networks for a device: specialize, verify."""
+"""Commands that make networks for a device: specialize, verify, bundle."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from onceforall.cli.common import (
-    DEVICE_HELP,
-    Data,
-    Limit,
-    MACsBound,
-    MemoryBound,
-    Model,
-    ParamsBound,
-    Seed,
-    Threads,
-    WeightsBound,
-    announce,
-    app,
-    console,
-    load_model,
-    notify,
-    read_architecture,
-    read_limits,
-)
+from onceforall.bundle.bundle import write_bundle
+from onceforall.bundle.measure import measure_bundle
+from onceforall.cli import options
+from onceforall.cli.common import announce, app, console, load_model, notify, read_architecture, read_limits
 from onceforall.cost.latency import LatencyTables
 from onceforall.cost.learned import load_latency
 from onceforall.data.sources import open_data
@@ -39,7 +23,9 @@ from onceforall.deploy.verify import verify as run_verify
 from onceforall.devices import by_name
 from onceforall.errors import BrokenClaim, DataUnavailable, InvalidConfiguration, OFAError
 from onceforall.files import check_writable, sha256
+from onceforall.report import tables
 from onceforall.report.progress import Steps
+from onceforall.tasks import task_of
 
 
 @app.command()
@@ -47,12 +33,12 @@ def specialize(
     out: Annotated[
         Path, typer.Option(help="Folder for the networks, manifest.json, MODEL_CARD.md, latency.json and front.png.")
     ],
-    model: Model = "cifar10",
-    data: Data = "cifar10",
+    model: options.Model = "cifar10",
+    data: options.Data = "cifar10",
     device: Annotated[
-        str, typer.Option(help=f"{DEVICE_HELP} none: write --export, time nothing else.")
+        str, typer.Option(help=f"{options.DEVICE_HELP} none: write --export, time nothing else.")
     ] = "onnxruntime",
-    threads: Threads = 1,
+    threads: options.Threads = 1,
     latency: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,11 +46,11 @@ def specialize(
             show_default="40%, 60%, 80% where nothing else is asked for",
         ),
     ] = None,
-    macs: MACsBound = None,
-    params: ParamsBound = None,
-    memory: MemoryBound = None,
-    weights: WeightsBound = None,
-    limit: Limit = None,
+    macs: options.MACsBound = None,
+    params: options.ParamsBound = None,
+    memory: options.MemoryBound = None,
+    weights: options.WeightsBound = None,
+    limit: options.Limit = None,
     result: Annotated[
         list[Path] | None,
         typer.Option(help="Result of `ofa search`, specialised as it is; repeat it. No budgets then but those given."),
@@ -75,7 +61,7 @@ def specialize(
     quantize: Annotated[
         str | None, typer.Option(help="int8 or bf16, as well as fp32: the faster one that is accurate enough is used.")
     ] = None,
-    max_drop: Annotated[float, typer.Option(help="Points of top-1 that a quantised network may lose.")] = 0.5,
+    max_drop: Annotated[float, typer.Option(help="Points of the score that a quantised network may lose.")] = 0.5,
     quantized_labels: Annotated[
         int, typer.Option(help="Sub-networks to label in the --quantize precision, to correct the predictor.")
     ] = 0,
@@ -92,26 +78,27 @@ def specialize(
     ] = None,
     finetune: Annotated[int, typer.Option(help="Epochs for which the chosen networks go on training.")] = 0,
     candidates: Annotated[int, typer.Option(help="Best networks of a search to measure on the label images.")] = 4,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """From budgets and bounds to measured files (ONNX and others): search, extract, export, quantise, verify.
 
     Prints what was promised and what was measured, and one line of JSON last. Interrupted, the same command goes on.
     """
-    from onceforall.report import plots, tables  # matplotlib: only here
+    from onceforall.report import plots  # matplotlib: only here
 
     check_writable(out)  # fails now, not after minutes
     loaded = load_latency(table) if table else None
     if isinstance(loaded, LatencyTables):
         raise InvalidConfiguration(f"--table {table}: tables by resolution; give one of `ofa profile`")
     runtime = by_name(device, threads) if device != "none" else None
-    # What another machine is becomes known when it has measured; precision and kept layers are chosen later.
-    if loaded and runtime and runtime.is_here and (differs := _differences(loaded.device, runtime.describe())):
-        notify(
-            f"{table} was measured on another device ({'; '.join(differs)}). Measured latencies decide what "
-            "is kept; searches hit their budgets better with a latency model of this one: leave out --table, or "
-            "`ofa profile` again"
-        )
+    if loaded and runtime and runtime.is_here:  # what another machine is becomes known when it has measured
+        later = {key: value for key, value in loaded.device.items() if key in ("precision", "kept")}  # chosen later
+        if differs := differences(loaded.device, {**runtime.describe(), **later}):
+            notify(
+                f"{table} was measured on another device ({'; '.join(differs)}). Measured latencies decide what "
+                "is kept; searches hit their budgets better with a latency model of this one: leave out --table, or "
+                "`ofa profile` again"
+            )
     given = [read_architecture(path, model) for path in result or ()]
     targets = [exports.parse(text, threads) for text in export or ()]
     entry = load_model(model)
@@ -138,6 +125,7 @@ def specialize(
             candidates=candidates,
             seed=seed,
             about=about,
+            data_source=data,
             report=report,
         )
     plots.front(found, entry.supernet.space, out / "front.png")
@@ -147,12 +135,6 @@ def specialize(
     console.print(tables.quality(found))
     announce(out, f": networks, manifest.json, MODEL_CARD.md,{' latency.json,' if found.table else ''} front.png")
     typer.echo(json.dumps(found.summary()))
-
-
-def _differences(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """How two devices differ, in whatever precision they are."""
-    one, other = ({key: v for key, v in d.items() if key not in ("precision", "kept")} for d in (made_on, here))
-    return differences(one, other)
 
 
 @app.command()
@@ -179,7 +161,7 @@ def verify(
         entry = None
         notify(f"no source supernet, so no parity with torch (give --model): {problem}")
     try:
-        images = open_data(data or str(manifest["data"].get("name")), notify)
+        images = open_data(data or manifest.get("data_source") or str(manifest["data"].get("name")), notify)
     except (DataUnavailable, InvalidConfiguration) as problem:
         if data:
             raise
@@ -195,3 +177,37 @@ def verify(
         console.print(f"[red]broken[/]   {escape(str(broken))}", highlight=False)
         raise
     typer.echo(json.dumps({"verified": repeated, "not_repeated": skipped}))
+
+
+@app.command()
+def bundle(
+    result: Annotated[
+        list[Path], typer.Option(help="Result of `ofa search`, or an architecture's JSON: one sub-network; repeat it.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the weights, one ONNX graph a sub-network, and manifest.json.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="What to switch by: one for each --result.", show_default="the names of the files"),
+    ] = None,
+    model: options.Model = "cifar10",
+    data: options.Data = "cifar10",
+    threads: options.Threads = 1,
+) -> None:
+    """Put several sub-networks of one supernet into one folder that shares their weights, and measure it.
+
+    For PyTorch and ONNX Runtime: Bundle.load(OUT).use(NAME) switches while a program runs. Prints a
+    table, and what was measured as one line of JSON last.
+    """
+    names = name or [path.stem for path in result]
+    if len(names) != len(result) or len(set(names)) < len(names):
+        raise InvalidConfiguration(f"--name {', '.join(names)}: give each of the {len(result)} results one of its own")
+    architectures = dict(zip(names, (read_architecture(path, model) for path in result), strict=True))
+    entry = load_model(model, labels=False)
+    images = open_data(data, notify)
+    console.print("extracting and recalibrating, then accuracy on the test images, switches and memory")
+    write_bundle(entry.supernet, architectures, images, out)
+    manifest = measure_bundle(out, entry.supernet, images, threads=threads)
+    for table in tables.bundles(manifest, task_of(images).score):
+        console.print(table)
+    announce(out, f": weights.safetensors, manifest.json, {len(names)} ONNX graphs")
+    typer.echo(json.dumps(manifest["measured"]["runtimes"]))

@@ -9,13 +9,15 @@ import typer
 from rich.console import Console
 
 from onceforall import devices as runtimes
-from onceforall.cli.common import Device, DevicePrecision, Model, Seed, Threads, announce, app, console, load_model
+from onceforall.cli import options
+from onceforall.cli.common import announce, app, console, load_model
 from onceforall.cost.latency import LatencyTable
 from onceforall.cost.learned import LearnedLatency, load_latency
 from onceforall.errors import InvalidConfiguration
 from onceforall.files import check_writable
 from onceforall.profiling.profile import adapt as run_adapt
 from onceforall.profiling.profile import profile as run_profile
+from onceforall.report import tables
 from onceforall.report.progress import Steps
 
 NOISY = 3.0  # percent
@@ -24,23 +26,21 @@ NOISY = 3.0  # percent
 @app.command()
 def devices() -> None:
     """List the runtimes that work on this machine, and what to install for the others."""
-    from onceforall.report import tables
-
     Console().print(tables.devices(runtimes.status()))
 
 
 @app.command()
 def profile(
     out: Annotated[Path, typer.Option(help="JSON file of the latency table.")],
-    model: Model = "cifar10",
-    device: Device = "onnxruntime",
-    threads: Threads = 1,
-    precision: DevicePrecision = "fp32",
+    model: options.Model = "cifar10",
+    device: options.Device = "onnxruntime",
+    threads: options.Threads = 1,
+    precision: options.DevicePrecision = "fp32",
     adapt: Annotated[
         Path | None,
         typer.Option(help="Profile of another device: adapt its table with ten measured networks, time no layers."),
     ] = None,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Time every layer of a space on a device -> a latency model that has judged itself on whole networks.
 

@@ -9,22 +9,8 @@ from typing import Annotated
 import typer
 
 from onceforall.checkpoint import read_tensors
-from onceforall.cli.common import (
-    Data,
-    Limit,
-    MACsBound,
-    MemoryBound,
-    Model,
-    ParamsBound,
-    Seed,
-    WeightsBound,
-    announce,
-    app,
-    console,
-    load_model,
-    notify,
-    read_limits,
-)
+from onceforall.cli import options
+from onceforall.cli.common import announce, app, console, load_model, notify, read_limits
 from onceforall.cost.analytic import MACs
 from onceforall.cost.bounds import parse_bound
 from onceforall.cost.latency import LatencyTable, LatencyTables
@@ -38,7 +24,7 @@ from onceforall.predict import accuracy as ours
 from onceforall.predict.accuracy import MLPPredictor, Predictor
 from onceforall.predict.labels import training_pairs
 from onceforall.profiling.confirming import confirm_on_device
-from onceforall.report import searches
+from onceforall.report import tables
 from onceforall.search.evolution import GENERATIONS
 from onceforall.search.evolution import search as run_search
 from onceforall.search.pareto import front as run_front
@@ -51,7 +37,7 @@ Table = LatencyTable | LatencyTables | LearnedLatency
 @app.command()
 def search(
     out: Annotated[Path, typer.Option(help="JSON file of the result.")],
-    model: Model = "cifar10",
+    model: options.Model = "cifar10",
     table: Annotated[
         list[Path] | None, typer.Option(help="Latency table of `ofa profile`, one for each --latency, in this order.")
     ] = None,
@@ -59,11 +45,11 @@ def search(
         list[str] | None,
         typer.Option(help='Bound, as "0.5 ms", or "60%" of the largest network; repeat it, each with its --table.'),
     ] = None,
-    macs: MACsBound = None,
-    params: ParamsBound = None,
-    memory: MemoryBound = None,
-    weights: WeightsBound = None,
-    limit: Limit = None,
+    macs: options.MACsBound = None,
+    params: options.ParamsBound = None,
+    memory: options.MemoryBound = None,
+    weights: options.WeightsBound = None,
+    limit: options.Limit = None,
     predictor: Annotated[
         Path | None,
         typer.Option(
@@ -80,12 +66,12 @@ def search(
         bool,
         typer.Option("--measure", help="Measure the winner, and the next best where it breaks its --latency."),
     ] = False,
-    data: Data = "cifar10",
+    data: options.Data = "cifar10",
     top: Annotated[int, typer.Option(help="Candidates that --measure tries at most.")] = 5,
     generations: Annotated[
         int, typer.Option(help="Of the search: four times as many take four times as long, and miss the best less.")
     ] = GENERATIONS,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Find the network of highest predicted accuracy within bounds, or a front -> result.json."""
     if front and measure:
@@ -93,7 +79,7 @@ def search(
     if measure and not latency:
         raise InvalidConfiguration("--measure needs --latency and --table: it measures on the device of the table")
     entry = load_model(model, labels=predictor is None)
-    space = entry.supernet.space
+    space, score = entry.supernet.space, entry.score
     accuracy: Predictor | PublishedPredictor | None = None
     if predictor is not None:
         if save_predictor:
@@ -101,29 +87,29 @@ def search(
         accuracy = _read_predictor(predictor)
         if isinstance(accuracy, PublishedPredictor):
             space = space.restrict(resolutions=accuracy.domain.resolutions)
-    tables = [load_latency(path) for path in table or ()]
-    constraints = _latencies(space, tables, latency or [], front)
+    models = [load_latency(path) for path in table or ()]
+    constraints = _latencies(space, models, latency or [], front)
     constraints += read_limits(space, limit, macs=macs, params=params, memory=memory, weights=weights)
     if accuracy is None:
         with console.status("accuracy predictor"):
-            accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels, entry.score))
+            accuracy = MLPPredictor(space, seed=seed).fit(*training_pairs(entry.labels, score))
         if save_predictor:
             ours.save_predictor(save_predictor, accuracy)
     if front:
-        cost = tables[0] if tables else MACs()
+        cost = models[0] if models else MACs()
         outline = run_front(space, accuracy, [cost], constraints, points=points, seed=seed)
         write_json(out, {"model": model, **outline.to_json()})
-        console.print(searches.front(outline, entry.score))
+        console.print(tables.front(outline, score))
         announce(out, f": {outline.evaluations} evaluations in {outline.seconds:.1f} s")
         return
     result = run_search(space, accuracy, constraints, seed=seed, generations=generations, keep=max(10, top))
-    content, score = result.to_json(), entry.score
+    content = result.to_json()
     if measure:
         images = open_data(data, notify)
         score = task_of(images).score
         found = confirm_on_device(entry.supernet, space, accuracy, result, constraints, images, top=top)
         content, result = found.to_json(), found.result
-        console.print(searches.trials(found, score))
+        console.print(tables.trials(found, score))
     write_json(out, {"model": model, **content})
     costs = ", ".join(f"{cost.name} {cost.value:.4g} <= {cost.bound:.4g} {cost.unit}" for cost in result.costs)
     announce(
@@ -139,15 +125,15 @@ def _read_predictor(path: Path) -> Predictor | PublishedPredictor:
     return ours.load_predictor(path) if is_ours else load_predictor(path)
 
 
-def _latencies(space: SearchSpace, tables: Sequence[Table], budgets: Sequence[str], front: bool) -> list[Constraint]:
+def _latencies(space: SearchSpace, models: Sequence[Table], budgets: Sequence[str], front: bool) -> list[Constraint]:
     """A constraint for each pair of table and budget. Raises InvalidConfiguration where they are not pairs."""
-    if len(tables) != len(budgets) and not (front and len(tables) == 1):
+    if len(models) != len(budgets) and not (front and len(models) == 1):
         raise InvalidConfiguration(
-            f"--latency needs --table: {len(budgets)} and {len(tables)} were given; each bound needs a table "
+            f"--latency needs --table: {len(budgets)} and {len(models)} were given; each bound needs a table "
             "(`ofa profile --out DEVICE.json`), in the same order"
         )
     largest = space.lower(space.largest())
     return [
-        table.at_most(parse_bound(text, "ms", table.cost(largest), "budget"))
-        for table, text in zip(tables, budgets, strict=False)
+        model.at_most(parse_bound(text, "ms", model.cost(largest), "budget"))
+        for model, text in zip(models, budgets, strict=False)
     ]

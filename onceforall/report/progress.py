@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -24,29 +24,22 @@ SEEN = ("speed", "loss", "score")  # in this order
 WIDE = 100  # columns of a terminal that has room for a bar beside the numbers
 
 
-class Steps:
-    """One bar a step; as a context it gives the function (step, done, total) that moves them."""
+class Steps(Progress):
+    """One bar a step; called with (step, done, total), it moves that of the step."""
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-        self._tasks: dict[str, Any] = {}
+        super().__init__(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+        self._bars: dict[str, TaskID] = {}
 
-    def __enter__(self) -> Callable[[str, int, int], None]:
-        self._progress.start()
-        return self._report
-
-    def _report(self, step: str, done: int, total: int) -> None:
-        if step not in self._tasks:
-            self._tasks[step] = self._progress.add_task(step, total=total)
-        self._progress.update(self._tasks[step], completed=done, total=total)
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if step not in self._bars:
+            self._bars[step] = self.add_task(step, total=total)
+        self.update(self._bars[step], completed=done, total=total)
 
 
-class Training:
-    """One bar for a whole schedule; as a context it gives the function that takes the records of `train`.
+class Training(Progress):
+    """One bar for a whole schedule; it is called with the records of `train`.
 
     It shows phase, epoch, images a second, loss, score of the largest / the smallest open sub-network
     (label images), and the time left, for which a step counts by its sub-networks.
@@ -63,15 +56,11 @@ class Training:
         ]
         if console.width >= WIDE:
             columns[1:1] = [BarColumn(bar_width=20)]
-        self._progress = Progress(*columns, console=console)
-        self._task = self._progress.add_task("train", total=None, seen="")
+        super().__init__(*columns, console=console)
+        self._bar = self.add_task("train", total=None, seen="")
         self._seen: dict[str, str] = {}
 
-    def __enter__(self) -> Callable[[dict[str, Any]], None]:
-        self._progress.start()
-        return self._report
-
-    def _report(self, record: dict[str, Any]) -> None:
+    def __call__(self, record: dict[str, Any]) -> None:
         if "steps" in record:
             self._advance(record["phase"], record["step"], record["steps"])
         elif "loss" in record:
@@ -83,9 +72,9 @@ class Training:
             self._show(score=" / ".join([*(f"{value:.2f}" for value in others), self._score.text(last)]))
             said = ", ".join(f"{who} {self._score.text(value)}" for who, value in values.items())
             place = f"{record['name']}, step {record['step']}"
-            self._progress.console.print(f"{place}: {self._score.name} on label images: {said}")
+            self.console.print(f"{place}: {self._score.name} on label images: {said}")
         elif record.get("event") == "rollback":
-            self._progress.console.print(
+            self.console.print(
                 f"[yellow]{escape(record['reason'])}[/]\nback to phase {record['name']}, step {record['step']}, with "
                 f"{record['rate_scale']:g} of the learning rate"
             )
@@ -96,8 +85,8 @@ class Training:
         per_epoch = steps // phase.epochs
         done = per_epoch * sum(before.epochs * before.subnets for before in phases[:number]) + step * phase.subnets
         epoch = min((step - 1) // per_epoch + 1, phase.epochs)
-        self._progress.update(
-            self._task,
+        self.update(
+            self._bar,
             description=f"{number + 1}/{len(phases)} {phase.name}, epoch {epoch}/{phase.epochs}",
             completed=done,
             total=per_epoch * self._recipe.subnet_epochs,
@@ -106,7 +95,4 @@ class Training:
     def _show(self, **fields: str) -> None:
         self._seen |= fields
         seen = ", ".join(self._seen[name] for name in SEEN if name in self._seen)
-        self._progress.update(self._task, seen=seen)
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        self.update(self._bar, seen=seen)

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from onceforall.deploy.manifest import Number, Specialization, value_of
+from onceforall.deploy.manifest import SHOWN, Number, Specialization, value_of
 from onceforall.devices import Status
-
-SHOWN = ("MACs", "parameters")  # costs that have a column anyway
+from onceforall.search.confirm import Confirmation
+from onceforall.search.pareto import Front
+from onceforall.tasks import Score
 
 
 def networks(result: Specialization) -> Table:
     """One row a network: what was asked, promised and measured."""
-    device, score = result.device, result.score
+    device, unit = result.device, _unit(result.score)
     where = f" for {device['runtime']}, {device['threads']} thread(s), {device['processor']}" if device else ""
-    table = Table(title=f"Specialised{where}")
-    unit = "%" if score.unit == "percent" else score.key
     limits = [needed for needed in result.networks[0].constraints if needed.name not in SHOWN]
     headers = ["", "budget (ms)", "pred. ms", "meas. ms", f"pred. {unit}", f"test {unit}", "MMACs", "Mpar.", "px"]
     headers += [f"{needed.name} ({needed.unit})" for needed in limits]
     # A terminal of 80 columns has no room for what is always the same.
     quantised = any(network.export.precision != "fp32" for network in result.networks)
-    for header in (*headers, *("use",) * quantised):
-        table.add_column(header, justify="right" if header else "left", no_wrap=header in ("", "budget (ms)"))
+    table = _table(f"Specialised{where}", *headers, *("use",) * quantised)
     for network in result.networks:
         missed = " [red]missed[/]" if network.budget_met is False else ""
         budget = network.latency_budget_ms
@@ -53,10 +52,8 @@ def exports(result: Specialization) -> Table:
 
     What could not be verified here has dashes, and a row's last words say why.
     """
-    table = Table(title="Every export, measured in its runtime")
-    unit = "%" if result.score.unit == "percent" else result.score.key
-    for header in ("", "runtime", "KiB", f"test {unit}", "drop", "as torch %", "parity", "ms", "of fp32", "MiB"):
-        table.add_column(header, justify="right" if header not in ("", "runtime") else "left", no_wrap=header == "")
+    headers = ("KiB", f"test {_unit(result.score)}", "drop", "as torch %", "parity", "ms", "of fp32", "MiB")
+    table = _table("Every export, measured in its runtime", "", "runtime", *headers)
     for network in result.networks:
         for index, export in enumerate(network.exports):
             # All fp32 exports have torch's outputs.
@@ -98,14 +95,6 @@ def quality(result: Specialization) -> str:
     return "\n".join(lines)
 
 
-def _figure(number: Number | None, form: str) -> str:
-    return _plain(value_of(number), form)
-
-
-def _plain(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)
-
-
 def devices(found: Sequence[Status]) -> Table:
     """One row a device: what it is, the precisions that work here and those that do not, what is installed or amiss."""
     table = Table(title="Devices on this machine", show_lines=True)
@@ -123,3 +112,79 @@ def devices(found: Sequence[Status]) -> Table:
             style=None if device.working else "dim",
         )
     return table
+
+
+def front(found: Front, score: Score) -> Table:
+    """One row a point: predicted costs and predicted score."""
+    first = found.points[0].costs
+    millions = ["M" if cost.unit in ("MACs", "parameters", "bytes") else "" for cost in first]
+    title = f"{len(found.points)} networks, none both less accurate and dearer than another"
+    costs = [f"pred. {cost.name} ({million}{cost.unit})" for cost, million in zip(first, millions, strict=True)]
+    table = _table(title, *costs, f"pred. {_unit(score)}", "px")
+    for point in found.points:
+        values = [cost.value / (1e6 if million else 1) for cost, million in zip(point.costs, millions, strict=True)]
+        predicted, resolution = f"{score.goal(point.accuracy):.2f}", str(point.architecture.resolution)
+        table.add_row(*(f"{value:.3f}" for value in values), predicted, resolution)
+    return table
+
+
+def trials(found: Confirmation, score: Score) -> Table:
+    """One row a measured candidate: what was predicted, what was measured, and whether it was taken."""
+    kept = "kept its budget" if found.met else "[red]none kept its budget[/]: tighten the bound"
+    title = f"Candidates measured, best predicted first: {kept} of {found.bound:.4g} {found.unit}"
+    unit = _unit(score)
+    table = _table(title, f"pred. {found.unit}", f"meas. {found.unit}", "gap", f"pred. {unit}", f"label {unit}", "gap")
+    for trial in found.trials:
+        missed = "" if trial.met else " [red]missed[/]"
+        table.add_row(
+            f"{trial.predicted_cost:.4g}",
+            f"{trial.measured_cost:.4g}{missed}",
+            f"{trial.cost_gap:+.1f} %",
+            f"{score.goal(trial.predicted_top1):.2f}",
+            "-" if trial.measured_top1 is None else f"{score.goal(trial.measured_top1):.2f}",
+            "-" if trial.top1_gap is None else f"{score.goal(trial.top1_gap):+.2f}",
+        )
+    return table
+
+
+def bundles(manifest: Mapping[str, Any], score: Score) -> tuple[Table, Table]:
+    """One row a sub-network and runtime, and one row a runtime: shared against a file for each."""
+    runtimes = manifest["measured"]["runtimes"]
+    own = (f"test {_unit(score)}", "switch ms", "switch back ms", "own file KiB")
+    each = _table("Sub-networks (measured)", "", "runtime", *own)
+    for name in manifest["networks"]:
+        for runtime, found in runtimes.items():
+            row = found["networks"][name]
+            figures = (f"{row[key]:.2f}" for key in (score.key, "switch_ms", "ready_switch_ms"))
+            each.add_row(name, runtime, *figures, _kib(row["separate_bytes"]))
+    shared = ("files KiB", "separate files KiB", "memory KiB, one kept", "all kept", "separate loads")
+    together = _table("All of them (measured)", "", *shared)
+    keys = ("bytes", "separate_bytes", "resident_bytes", "resident_bytes_all_kept", "separate_resident_bytes")
+    for runtime, found in runtimes.items():
+        together.add_row(runtime, *(_kib(found[key]) for key in keys))
+    return each, together
+
+
+def _table(title: str, *headers: str) -> Table:
+    """Names on the left, numbers on the right."""
+    table = Table(title=title)
+    for header in headers:
+        justify: Any = "left" if header in ("", "runtime") else "right"
+        table.add_column(header, justify=justify, no_wrap=header in ("", "budget (ms)"))
+    return table
+
+
+def _unit(score: Score) -> str:
+    return "%" if score.unit == "percent" else score.key
+
+
+def _figure(number: Number | None, form: str) -> str:
+    return _plain(value_of(number), form)
+
+
+def _plain(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
+
+
+def _kib(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1024:.0f}"

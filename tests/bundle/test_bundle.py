@@ -23,8 +23,9 @@ from onceforall.errors import IncompatibleCheckpoint, InvalidArchitecture, Inval
 from onceforall.files import read_json, write_json
 from onceforall.nn.calibrate import calibrate
 from onceforall.nn.supernet import Supernet
-from onceforall.report import bundles
+from onceforall.report import tables
 from onceforall.space import SearchSpace
+from onceforall.tasks import CLASSIFICATION
 from onceforall.testing import scramble
 
 
@@ -270,7 +271,7 @@ def test_what_a_bundle_costs_is_measured(
     together = sum(path.stat().st_size for path in folder.glob("weights.*"))
     assert together < measured["runtimes"]["torch"]["bytes"] < measured["runtimes"]["onnxruntime"]["bytes"]
     assert {mode for mode, *_ in asked} == {"bundle", "separate"}
-    assert [table.row_count for table in bundles.tables(manifest)] == [8, 2]
+    assert [table.row_count for table in tables.bundles(manifest, CLASSIFICATION.score)] == [8, 2]
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells resident memory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,16 @@ from onceforall.cost.model import CostModel
 from onceforall.data.dataset import ImageData
 from onceforall.devices.timing import Turns
 from onceforall.errors import InvalidConfiguration
+from onceforall.files import write_jsonl
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import MLPPredictor
-from onceforall.predict.labels import Label
+from onceforall.predict.labels import FORMAT, Label
 from onceforall.profiling.measuring import measure_latency
 from onceforall.search.pareto import Front
 from onceforall.search.result import SearchResult
+from onceforall.serial import to_json
 from onceforall.space import SearchSpace
+from onceforall.tasks import Score
 
 Search = Callable[..., dict[str, Any]]
 
@@ -142,6 +146,24 @@ def test_a_budget_that_no_candidate_keeps_is_said_so(search: Search, tables: lis
 def test_more_generations_look_at_more_networks(search: Search) -> None:
     short, long = search("--macs", 1), search("--macs", 1, "--generations", 20)
     assert short["evaluations"] < long["evaluations"]
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (None, r": predicted top-1 \d+\.\d\d %"),
+        (Score("iou", "overlap", "points"), r": predicted overlap \d+\.\d\d points"),
+    ],
+)
+def test_predictions_are_said_in_the_words_of_the_task(
+    score: Score | None, said: str, search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[str] = []
+    monkeypatch.setattr(cli.searching, "announce", lambda path, what: announced.append(what))
+    if score:
+        write_jsonl(tmp_path / "labels.jsonl", [{"format": FORMAT, "score": to_json(score)}])
+    search("--macs", 5)
+    assert re.match(said, announced[0])
 
 
 def test_results_of_before_can_still_be_read(tiny_space: SearchSpace) -> None:
