@@ -164,7 +164,7 @@ class _Trainer:
         phase, steps = run.phase(state), run.steps(state)
         if state.step == 0 and phase.sort_channels and isinstance(run.net, Supernet):
             run.net.sort_channels(run.recipe.opened_before(state.phase, run.net.space))
-        optimizer = run.recipe.optimizer.of(run.net, self.memory)
+        optimizer, self.memory = run.recipe.optimizer.of(run.net, self.memory), {}
         last = int(min(steps, state.step + self.left))
         losses, since = list[Tensor](), time.perf_counter()  # since the last log record
         for images, targets in run.data.training(run.plan(state).batches(state.step, last), run.processes.device):
