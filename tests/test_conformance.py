@@ -15,7 +15,7 @@ from onceforall.architecture import Architecture, Gene
 from onceforall.choices import Unit
 from onceforall.cost.latency import LatencyTable, LatencyTables, Timing
 from onceforall.errors import OutOfDomain
-from onceforall.layers import ConvSpec, LayerSpec, LinearSpec, MBConvSpec, Operation, PoolSpec, register
+from onceforall.layers import ConvSpec, Layer, LayerSpec, LinearSpec, MBConvSpec, Operation, PoolSpec, register
 from onceforall.rows import Rows
 from onceforall.space import SearchSpace
 from onceforall.testing import LatencyTableSuite, SearchSpaceSuite
@@ -145,6 +145,8 @@ class SmallestIsLargest(Plain):
 
 
 class FreeConv(ConvSpec):
+    key = Layer.key
+
     @property
     def operations(self) -> tuple[Operation, ...]:
         return tuple(operation._replace(macs=0) for operation in super().operations)

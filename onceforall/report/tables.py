@@ -175,7 +175,7 @@ def _table(title: str, *headers: str) -> Table:
 
 
 def _unit(score: Score) -> str:
-    return "%" if score.unit == "percent" else score.key
+    return "%" if score.unit == "percent" else f"{score.name} {score.unit}".rstrip()
 
 
 def _figure(number: Number | None, form: str) -> str:

@@ -140,7 +140,7 @@ class _Program:
         before = range(len(self.space.units[u - 1].width_multipliers) if u else 1)
         for i, (m, multiplier) in itertools.product(before, enumerate(unit.width_multipliers)):
             # The stem and the head go with the multiplier of the unit that is next to them.
-            costs = [t.total([(u == 0) * t.stem[r, m], last * t.head[r, m]]) for t in self.tables]
+            costs = [t.total([t.stem[r, m] if u == 0 else 0.0, t.head[r, m] if last else 0.0]) for t in self.tables]
             terms: dict[Key, float] = {(u - 1, i): -1.0} if u else {WHOLE: 1.0}
             if not last:
                 terms[u, m] = 1.0

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -128,7 +128,7 @@ class ShuffleSpace(InvertedResidualSpace):
 @pytest.fixture
 def space(strange: ModuleType, tiny_space: InvertedResidualSpace) -> ShuffleSpace:
     units = tuple(replace(unit, width_multipliers=(0.5, 1.0)) for unit in tiny_space.units)
-    values = {name: getattr(tiny_space, name) for name in tiny_space.__dataclass_fields__}
+    values = {field.name: getattr(tiny_space, field.name) for field in fields(tiny_space)}
     return ShuffleSpace(**values | {"units": (replace(units[0], width=16), *units[1:])})
 
 

@@ -262,5 +262,5 @@ def test_a_new_classifier_leaves_everything_else_alone(supernet: Supernet) -> No
 
 @pytest.mark.parametrize("count", [1, 0, -3])
 def test_a_classifier_tells_two_classes_apart_at_least(tiny_supernet: Supernet, count: int) -> None:
-    with pytest.raises(InvalidConfiguration, match=f"num_classes {count}: expected at least 2"):
+    with pytest.raises(InvalidConfiguration, match=f"num_classes {count}: expected an integer of at least 2"):
         tiny_supernet.reset_classifier(count)
