@@ -258,9 +258,8 @@ def default(
     Spaces for small images (the largest below 128 px) get `random_order` with one sub-network a step,
     batches of 128 and a weight decay of 2e-4 (`benchmarks/shrinking.py`); others the paper's
     `progressive_shrinking`, and batch norm over 64 images or what divides a process's share. Networks
-    with attention get AdamW, gradients clipped at norm 1, rates that peak at 8e-4 for 128 images, and
-    at least an epoch of warm-up. What is given, `name`, `epochs` or any setting of the recipe, takes
-    the place of that; None is not given.
+    with attention get AdamW, gradients clipped at norm 1, and rates that peak at 8e-4 for 128 images. What is
+    given, `name`, `epochs` or any setting of the recipe, takes the place of that; None is not given.
     An installed package's recipe gets what is given alone.
     Raises InvalidConfiguration as `by_name` does.
     """
@@ -280,17 +279,7 @@ def default(
         settings["learning_rate_scale"] = ADAMW_SCALE * settings.get("learning_rate_scale", 1.0)
     elif "optimizer" not in settings and small:
         ours["weight_decay"] = 2e-4
-    recipe = by_name(name, **ours | settings)
-    return _warmed_up(recipe) if has_attention(space) else recipe
-
-
-def _warmed_up(recipe: Recipe) -> Recipe:
-    """The recipe with an epoch of warm-up at least: the paper's share of a short schedule rounds to none, and
-    transformers that begin at the full rate stay near chance (`benchmarks/README.md`).
-    """
-    first, *rest = recipe.phases
-    short = replace(first, warmup_epochs=max(first.warmup_epochs, min(1, first.epochs - 1)))
-    return replace(recipe, phases=(short, *rest))
+    return by_name(name, **ours | settings)
 
 
 def has_attention(space: Choices) -> bool:

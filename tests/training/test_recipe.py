@@ -460,14 +460,6 @@ def test_the_default_recipe_depends_on_the_size_of_images() -> None:
     assert default(small, optimizer=AdamW()).optimizer == AdamW()
 
 
-@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0), (2, 1), (6, 1), (180, 5)])
-def test_transformers_warm_up_in_short_schedules_too(epochs: int, warmup: int) -> None:
-    (phase,) = default(vit_small_images(), "sandwich", epochs=epochs).phases
-    assert phase.warmup_epochs == warmup
-    (phase,) = default(mobilenet_v3_small_images(), "sandwich", epochs=epochs).phases
-    assert phase.warmup_epochs == (5 if epochs == 180 else 0)
-
-
 def test_a_recipe_of_another_package_gets_what_is_given_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def mine(epochs: float = 1.5) -> Recipe:
         return Recipe("mine", (Phase("only", int(2 * epochs), 0.1),), 32)
