@@ -9,22 +9,26 @@ from typing import TypeGuard
 from onceforall.errors import InvalidConfiguration
 
 
+def expect(name: str, value: object, right: bool, expected: str) -> None:
+    """That a value is right."""
+    if not right:
+        raise InvalidConfiguration(f"{name} {value!r}: expected {expected}")
+
+
 def check_integer(name: str, value: object, least: int) -> None:
     """That a value is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidConfiguration(f"{name} {value}: expected an integer of at least {least}")
+    right = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    expect(name, value, right, f"an integer of at least {least}")
 
 
 def check_share(name: str, value: object) -> None:
     """That a value is a number of at least 0 and below 1."""
-    if not is_number(value) or not 0 <= value < 1:
-        raise InvalidConfiguration(f"{name} {value}: expected a number of at least 0 and below 1")
+    expect(name, value, is_number(value) and 0 <= value < 1, "a number of at least 0 and below 1")
 
 
 def check_positive(name: str, value: object) -> None:
     """That a value is a finite number above 0."""
-    if not is_positive(value):
-        raise InvalidConfiguration(f"{name} {value}: expected a finite number above 0")
+    expect(name, value, is_positive(value), "a finite number above 0")
 
 
 def is_positive(value: object) -> bool:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from onceforall.checks import expect
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
-from onceforall.training.parts import expect
 
 # The first process measures and writes while the others wait.
 PATIENCE = timedelta(hours=1)

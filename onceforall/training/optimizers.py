@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onceforall.training.parts import Part, expect
+from onceforall.checks import expect
+from onceforall.training.parts import Part
 
 # In a checkpoint, "momentum.NAME" is SGD's of the parameter NAME; what others remember is "optimizer.KEY.NAME".
 PREFIXES = ("momentum.", "optimizer.")

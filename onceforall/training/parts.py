@@ -1,7 +1,5 @@
 """What a recipe carries as objects, samplers, losses and optimisers, and their form in recipe.json.
 
-Here is also how a recipe and its parts check what they are given.
-
 A part is a frozen dataclass. In JSON it is its name ("sandwich"), or where it has fields an object
 with its name as "type" and these. The name of a class that says none is
 its import path, "module:Class". Reading finds classes that are already imported and imports
@@ -16,17 +14,6 @@ from typing import Any, ClassVar, Self
 
 from onceforall import serial
 from onceforall.errors import InvalidConfiguration
-
-
-def expect(what: str, value: object, ok: bool, expected: str) -> None:
-    """Raises InvalidConfiguration where a value is not `ok`."""
-    if not ok:
-        raise InvalidConfiguration(f"{what} {value!r}: expected {expected}")
-
-
-def check_integer(what: str, value: int, least: int) -> None:
-    """Raises InvalidConfiguration where a value is no integer of at least `least`."""
-    expect(what, value, isinstance(value, int) and value >= least, f"an integer of at least {least}")
 
 
 class Part:

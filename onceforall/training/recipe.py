@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypedDict, Unpack
 
+from onceforall.checks import check_integer
 from onceforall.choices import Choices
 from onceforall.errors import InvalidConfiguration
 from onceforall.layers import operations_of
@@ -26,7 +27,6 @@ from onceforall.space import SearchSpace
 from onceforall.training import losses, optimizers, samplers
 from onceforall.training.losses import DistillationLoss
 from onceforall.training.optimizers import AdamW, Optimizer
-from onceforall.training.parts import check_integer
 from onceforall.training.schedule import ALL, OPEN, Phase, Recipe
 
 __all__ = [

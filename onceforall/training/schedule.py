@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 from onceforall import serial
+from onceforall.checks import check_integer, expect
 from onceforall.choices import Choices
 from onceforall.errors import InvalidConfiguration
 from onceforall.training.losses import DistillationLoss, SoftCrossEntropy
 from onceforall.training.optimizers import SGD, Optimizer
-from onceforall.training.parts import Part, check_integer, expect
+from onceforall.training.parts import Part
 from onceforall.training.samplers import Random, Sampler
 
 S = TypeVar("S", bound=Choices)

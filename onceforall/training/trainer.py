@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from onceforall.checkpoint import load_supernet, restore, save_network, save_supernet
+from onceforall.checks import expect
 from onceforall.data.dataset import Data
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
 from onceforall.evaluate import measure, ready
@@ -31,7 +32,6 @@ from onceforall.training import guard
 from onceforall.training.distributed import Processes
 from onceforall.training.guard import OnDivergence
 from onceforall.training.optimizers import is_state, state_of
-from onceforall.training.parts import expect
 from onceforall.training.run import Precision, Run
 from onceforall.training.run_folder import Record, RunFolder, State
 from onceforall.training.schedule import Recipe
