@@ -12,13 +12,14 @@ from onceforall.errors import InvalidConfiguration
 def expect(name: str, value: object, right: bool, expected: str) -> None:
     """That a value is right."""
     if not right:
-        raise InvalidConfiguration(f"{name} {value!r}: expected {expected}")
+        raise InvalidConfiguration(f"{name} {value!r:.200}: expected {expected}")
 
 
-def check_integer(name: str, value: object, least: int) -> None:
-    """That a value is an integer of at least `least`."""
-    right = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    expect(name, value, right, f"an integer of at least {least}")
+def check_integer(name: str, value: object, least: int, most: int = 2**31 - 1) -> None:
+    """That a value is an integer of at least `least`, and at most `most`."""
+    right = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    above = right is False and isinstance(value, int) and value > most
+    expect(name, value, right, f"an integer from {least} to {most}" if above else f"an integer of at least {least}")
 
 
 def check_share(name: str, value: object) -> None:

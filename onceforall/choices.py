@@ -23,6 +23,8 @@ from onceforall.sizes import Size, height_width, pixels, size_of
 DEPTH, WIDTH = "depth", "width_multiplier"
 EVERY_OTHER = "*"  # in `largest_choices`: each name that is not mentioned
 
+DEEPEST = 1000  # blocks of a unit
+
 _TAKEN = (DEPTH, WIDTH, "resolution", "resolutions")
 
 Values = tuple[int | float, ...]  # as JSON has them: a whole number stays one
@@ -42,6 +44,8 @@ class BaseUnit(ABC):
 
     def __post_init__(self) -> None:
         depths = ascending("depths", self.depths, lambda n: isinstance(n, int) and n >= 0, "integers of at least 0")
+        if depths[-1] > DEEPEST:
+            raise InvalidConfiguration(f"depths {depths}: expected at most {DEEPEST} blocks")
         object.__setattr__(self, "depths", depths)  # JSON has lists
         multipliers = ascending("width_multipliers", self.width_multipliers, is_positive, "positive numbers")
         object.__setattr__(self, "width_multipliers", multipliers)
@@ -337,7 +341,7 @@ def ascending(name: str, values: Iterable[float], allowed: Callable[[Any], bool]
     except (TypeError, OverflowError):  # no numbers
         right = False
     if not right:
-        raise InvalidConfiguration(f"{name} {found}: expected distinct {expected}, ascending")
+        raise InvalidConfiguration(f"{name} {found!s:.200}: expected distinct {expected}, ascending")
     return found
 
 

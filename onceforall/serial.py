@@ -29,9 +29,9 @@ def from_json(kind: type[T], value: Any, what: str, error: type[OFAError] = Inva
     try:
         found = msgspec.convert(value, kind, dec_hook=_decode)
     except (msgspec.ValidationError, RecursionError, OverflowError) as problem:
-        raise error(f"not {what}: {problem}") from problem
+        raise error(f"not {what}: {problem!s:.400}") from problem
     for place in _ignored(value, to_json(found), "$"):
-        raise error(f"not {what}: unknown field `{place}`")
+        raise error(f"not {what}: unknown field `{place:.100}`")
     return found
 
 

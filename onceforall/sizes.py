@@ -62,4 +62,6 @@ def size_of(value: Any) -> Size:
             return height if height == width else (height, width)
         return operator.index(value)
     except (TypeError, ValueError):
-        raise InvalidConfiguration(f"resolution {value!r}: expected an integer, or height and width (px)") from None
+        raise InvalidConfiguration(
+            f"resolution {value!r:.200}: expected an integer, or height and width (px)"
+        ) from None

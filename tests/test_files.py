@@ -56,7 +56,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
 def test_a_full_disk_is_reported_and_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "result"
     path.write_text("old")
-    with pytest.raises(UnwritableOutput, match="No space left on device; choose a writable folder"), replacing(path):
+    with pytest.raises(UnwritableOutput, match="No space left on device; free some space"), replacing(path):
         raise OSError(28, "No space left on device")
     assert path.read_text() == "old"
 

@@ -113,4 +113,4 @@ def _restore(module: nn.Module, tensors: dict[str, Tensor], names: Mapping[str, 
     names = {ours: short(theirs) for ours, theirs in names.items()}
     counters = {theirs for theirs in names.values() if theirs.endswith("num_batches_tracked")}
     # Files of old torch versions do not count batches, and nothing here needs the count.
-    restore(module, dict.fromkeys(counters, torch.zeros((), dtype=torch.int64)) | tensors, origin, names)
+    restore(module, dict.fromkeys(counters, torch.zeros((), dtype=torch.int64)) | tensors, origin, names.__getitem__)

@@ -22,7 +22,7 @@ from onceforall.layers import (
 )
 from onceforall.sizes import Size
 from onceforall.space import FEWEST_CLASSES, SearchSpace
-from onceforall.spaces.units import ConvStage
+from onceforall.spaces.units import MOST_STRIDE, ConvStage
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FirstBlock:
 
     def __post_init__(self) -> None:
         check_integer("width of the first block", self.width, 1)
-        check_integer("stride of the first block", self.stride, 1)
+        check_integer("stride of the first block", self.stride, 1, MOST_STRIDE)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class InvertedResidualSpace(SearchSpace):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("num_classes", self.num_classes, FEWEST_CLASSES)
-        for name, least in (("stem_width", 1), ("stem_stride", 1), ("final_width", 1), ("mix_width", 0)):
+        check_integer("stem_stride", self.stem_stride, 1, MOST_STRIDE)
+        for name, least in (("stem_width", 1), ("final_width", 1), ("mix_width", 0)):
             check_integer(name, getattr(self, name), least)
         check_share("dropout", self.dropout)
         check_positive("bn_eps", self.bn_eps)

@@ -11,6 +11,8 @@ from onceforall.checks import check_integer, is_positive
 from onceforall.choices import BaseUnit, Options, Values, ascending
 from onceforall.errors import InvalidConfiguration
 
+MOST_STRIDE = 64
+
 
 @dataclass(frozen=True)
 class ConvUnit(BaseUnit):
@@ -53,7 +55,7 @@ class ConvStage(ConvUnit):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("width", self.width, 1)
-        check_integer("stride", self.stride, 1)
+        check_integer("stride", self.stride, 1, MOST_STRIDE)
         if self.depths[0] < 1:
             raise InvalidConfiguration(
                 f"depths {self.depths}: a unit that changes width or size has at least one block"

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onceforall.checkpoint import check_numbers
 from onceforall.checks import expect
+from onceforall.errors import IncompatibleCheckpoint
 from onceforall.training.parts import Part
 
 # In a checkpoint, "momentum.NAME" is SGD's of the parameter NAME; what others remember is "optimizer.KEY.NAME".
@@ -41,13 +43,30 @@ class Optimizer(Part, ABC):
             groups.setdefault(decay, {"params": [], "weight_decay": decay})["params"].append(parameter)
         optimizer = self.build(list(groups.values()))
         for name, value in state.items():
-            kind, rest = name.split(".", 1)
-            key, parameter_name = ("momentum_buffer", rest) if kind == "momentum" else rest.split(".", 1)
+            key, parameter_name = _key_and_parameter(name)
             parameter = named[parameter_name]
             # Same memory format as the parameter: the update then runs in the same order of additions.
             own = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.clone()
             optimizer.state[parameter][key] = own.detach()
         return optimizer
+
+    def check(self, net: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Raises IncompatibleCheckpoint where `state` is not what an optimiser of this network remembers."""
+        named = dict(net.named_parameters())
+        for name, value in state.items():
+            parameter = named.get(_key_and_parameter(name)[1])
+            if parameter is None or value.shape not in (parameter.shape, torch.Size()):
+                raise IncompatibleCheckpoint(f"{name} {tuple(value.shape)} is no state of a parameter of this network")
+            check_numbers("it", name, value, value.is_floating_point())
+
+
+def _key_and_parameter(name: str) -> tuple[str, str]:
+    """Torch's key of a tensor in a checkpoint, and the parameter that it is of."""
+    kind, _, rest = name.partition(".")
+    if kind == "momentum":
+        return "momentum_buffer", rest
+    key, _, parameter = rest.partition(".")
+    return key, parameter
 
 
 def state_of(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

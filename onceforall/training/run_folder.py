@@ -11,6 +11,7 @@ supernet.safetensors      the result (network.safetensors where one architecture
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from collections.abc import Callable
@@ -21,11 +22,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onceforall import serial
 from onceforall.checkpoint import read_tensors, write_tensors
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
-from onceforall.files import append_jsonl, as_json, read_json, read_jsonl, write_json, write_jsonl
+from onceforall.files import (
+    append_jsonl,
+    as_json,
+    differing,
+    finite,
+    owned,
+    parse_json,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
 
 Record = dict[str, Any]
+Tensors = dict[str, Tensor]
+RESULTS = ("supernet.safetensors", "network.safetensors")
 
 
 @dataclass
@@ -59,9 +74,27 @@ class RunFolder:
     ) -> None:
         self.path, self.identity, self.keep, self.renewed = path, identity, keep, renewed
         self.teacher = path / "teacher.safetensors"
+        self._ownership = contextlib.ExitStack()
+
+    def own(self) -> None:
+        """Keep other runs out until `release`, or the end of this process. Raises UnwritableOutput."""
+        self._ownership.enter_context(owned(self.path, "run"))
+
+    def release(self) -> None:
+        """Let others in."""
+        self._ownership.close()
 
     def begin(self, about: Record, splits: Record) -> None:
-        """Start afresh: write what the run is, and an empty log."""
+        """Start afresh: own the folder, write what the run is, and an empty log.
+
+        Raises InvalidConfiguration where there is a run in it already.
+        """
+        self.own()
+        for found in (*self.checkpoints[:1], *(self.path / name for name in RESULTS)):
+            if found.exists():
+                raise InvalidConfiguration(
+                    f"{self.path} holds a run already ({found.name}), which would be lost: choose a new folder"
+                )
         for name, value in self.identity.items():
             write_json(self.path / name, value)
         write_json(self.path / "splits.json", splits)
@@ -73,20 +106,25 @@ class RunFolder:
         """Raises InvalidConfiguration where the folder belongs to another run."""
         for name, value in self.identity.items():
             theirs, ours = (self.renewed(name, content) for content in (read_json(self.path / name), value))
-            if as_json(theirs) != as_json(ours):  # as JSON: tuples were written as lists
+            if different := differing(as_json(theirs), as_json(ours)):  # as JSON: tuples were written as lists
                 raise InvalidConfiguration(
-                    f"{self.path / name} is of another run: choose a new folder, or repeat the settings in it"
+                    f"{self.path / name} is of another run ({different}): choose a new folder, or repeat the settings "
+                    "in it"
                 )
 
     def log(self, record: Record) -> None:
-        """Add a record to log.jsonl."""
-        append_jsonl(self.path / "log.jsonl", record)
+        """Add a record to log.jsonl. It is for people: a number that is none stands there as null."""
+        append_jsonl(self.path / "log.jsonl", {key: finite(value) for key, value in record.items()})
 
     def forget_after(self, state: State) -> None:
         """Drop the records of steps that will be repeated."""
         log, place = self.path / "log.jsonl", (state.phase, state.step)
-        kept = [line for line in read_jsonl(log) if (line.get("phase", -1), line.get("step", 0)) <= place]
-        write_jsonl(log, kept)
+        problems: list[str] = []
+        with contextlib.suppress(InvalidConfiguration):  # a log stops no run
+            lines = read_jsonl(log, damaged=problems.append)
+            write_jsonl(log, [line for line in lines if _place(line) <= place])
+        if problems:
+            self.log({"event": "damage", "lines": len(problems), "first": problems[0]})
 
     # Checkpoints
 
@@ -109,17 +147,22 @@ class RunFolder:
         for old in (*found[: max(end - self.keep, 0)], *found[end:]):
             old.unlink(missing_ok=True)
 
-    def load(self) -> tuple[dict[str, Tensor], State] | None:
-        """The newest checkpoint that can be read, or None where there is none at all.
+    def load(
+        self, check: Callable[[Tensors, State], None] = lambda tensors, state: None
+    ) -> tuple[Tensors, State] | None:
+        """The newest checkpoint that can be read and that `check` takes, or None where there is none at all.
 
-        Raises IncompatibleCheckpoint where there are some and none can be read.
+        Raises IncompatibleCheckpoint, as `check` does, where there are some and none is good.
         """
         problems = []
         for path in reversed(self.checkpoints):
             try:
                 tensors, metadata = read_tensors(path)
-                return tensors, State(**json.loads(metadata["state"]))
-            except (IncompatibleCheckpoint, KeyError, TypeError, ValueError) as error:
+                said = parse_json(metadata.get("state", ""), "its state", IncompatibleCheckpoint)
+                state = serial.from_json(State, said, "a state", IncompatibleCheckpoint)
+                check(tensors, state)
+                return tensors, state
+            except IncompatibleCheckpoint as error:
                 problems.append(f"{path.name}: {error}")
         if problems:
             raise IncompatibleCheckpoint(
@@ -127,3 +170,9 @@ class RunFolder:
                 "copy the folder again, or start in a new one"
             )
         return None
+
+
+def _place(line: Record) -> tuple[int, int]:
+    """Phase and step of a record, as far as it says them."""
+    phase, step = line.get("phase", -1), line.get("step", 0)
+    return (phase, step) if isinstance(phase, int) and isinstance(step, int) else (-1, 0)

@@ -20,10 +20,10 @@ from typing import TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from onceforall.checkpoint import load_supernet, restore, save_network, save_supernet
+from onceforall.checkpoint import check_fits, load_supernet, restore, save_network, save_supernet
 from onceforall.checks import expect
 from onceforall.data.dataset import Data
-from onceforall.errors import InvalidConfiguration, TrainingDiverged
+from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, TrainingDiverged
 from onceforall.evaluate import measure, ready
 from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.supernet import Network, Supernet
@@ -90,7 +90,10 @@ def train(
         run_ = Run(net, data, recipe, processes, seed, precision)
         folder = RunFolder(Path(run), run_.identity(origin), keep, run_.renewed)
         left = math.inf if stop_after is None else stop_after
-        _Trainer(run_, folder, checkpoint_every, evaluate_every, on_divergence, report, left).go()
+        try:
+            _Trainer(run_, folder, checkpoint_every, evaluate_every, on_divergence, report, left).go()
+        finally:
+            folder.release()
     return net
 
 
@@ -100,7 +103,7 @@ class _Trainer:
 
     memory: what the optimiser remembered at the checkpoint that the phase goes on from, by the names of
     checkpoints; teachers: by the resolution at which they are calibrated; began: when training would have
-    begun without interruption.
+    begun without interruption; trained: whether this call did a step.
     """
 
     run: Run
@@ -114,6 +117,7 @@ class _Trainer:
     memory: dict[str, Tensor] = field(default_factory=dict)
     teachers: dict[Size, nn.Module] = field(default_factory=dict)
     began: float = 0.0
+    trained: bool = False
 
     def go(self) -> None:
         """Begin, or go on from the newest checkpoint."""
@@ -133,15 +137,23 @@ class _Trainer:
                 self._roll_back(error)
         if processes.first:
             if isinstance(net, Network):
-                save_network(self.folder.path / "network.safetensors", net)
+                self._finish("network.safetensors", lambda path: save_network(path, net))
             else:
-                save_supernet(self.folder.path / "supernet.safetensors", net)
+                self._finish("supernet.safetensors", lambda path: save_supernet(path, net))
         processes.wait()
+
+    def _finish(self, name: str, save: Callable[[Path], None]) -> None:
+        """Write the result, unless it is there and nothing was trained: what was made of it knows it by its digest."""
+        path = self.folder.path / name
+        if self.trained or not path.is_file():
+            save(path)
 
     def _begin_or_resume(self) -> None:
         """Find the place to go on, with its weights: the newest checkpoint, or the start of a new folder."""
         run, processes = self.run, self.run.processes
         about = {"device": str(processes.device), "processes": processes.world, "threads": torch.get_num_threads()}
+        if self.folder.checkpoints:
+            self.folder.check_identity()
         found, self.began = self._newest(), time.perf_counter()
         if found is None:
             if processes.first:
@@ -150,7 +162,8 @@ class _Trainer:
             self._save({})
             processes.wait()
             return
-        self.folder.check_identity()
+        if processes.first:
+            self.folder.own()
         self._take(*found)
         processes.check_equal(run.parameters)
         self.began -= self.state.seconds
@@ -172,6 +185,7 @@ class _Trainer:
             losses.append(train_step(run, state, optimizer, images, targets, teacher))
             state.step += 1
             self.left -= 1
+            self.trained = True
             if run.processes.first:
                 self.report({**run.place(state), "steps": steps})
             log = state.step % LOG_EVERY == 0 or state.step == steps
@@ -245,8 +259,8 @@ class _Trainer:
     def _check_weights(self) -> None:
         """Raises TrainingDiverged: a checkpoint must never replace good weights by what has diverged."""
         self.run.processes.check_equal(self.run.parameters)  # first: what follows is then the same for all
-        for name, parameter in self.run.net.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
+        for name, tensor in self.run.net.state_dict().items():  # running statistics, too
+            if not bool(torch.isfinite(tensor).all()):
                 raise self._diverged(f"{name} is not finite")
 
     def _diverged(self, what: str) -> TrainingDiverged:
@@ -276,13 +290,22 @@ class _Trainer:
         """
         processes = self.run.processes
         processes.wait()  # the first may be about to write it
-        found = self.folder.load()
+        found = self.folder.load(self._check)
         place = (found[1].phase, found[1].step) if found else (-1, -1)
         if not processes.agree(torch.tensor(place, device=processes.device)):
             raise InvalidConfiguration(
                 f"{self.folder.path}: the processes find different checkpoints: give a folder that all of them see"
             )
         return found
+
+    def _check(self, tensors: dict[str, Tensor], state: State) -> None:
+        """Raises IncompatibleCheckpoint where a checkpoint is no place of this run."""
+        run, phases = self.run, len(self.run.recipe.phases)
+        last = run.steps(state) if 0 <= state.phase < phases else 0
+        if not (0 <= state.phase <= phases and 0 <= state.step <= last and 0 < state.rate_scale <= 1):
+            raise IncompatibleCheckpoint(f"{state}: this run has {phases} phases, and {last} steps in this one")
+        check_fits(run.net, {name: tensor for name, tensor in tensors.items() if not is_state(name)}, "it")
+        run.recipe.optimizer.check(run.net, {name: tensor for name, tensor in tensors.items() if is_state(name)})
 
     def _take(self, tensors: dict[str, Tensor], state: State) -> None:
         """Go to the place of a checkpoint: put its weights into the network, and keep what is the optimiser's."""
