@@ -120,15 +120,16 @@ def sandwich(
     learning_rate_scale: float = 1.0,
     loss: str | DistillationLoss = "kl",
     subnets: int = 4,
+    hard: float = 0.0,
     **settings: Unpack[Settings],
 ) -> Recipe:
     """Sandwich rule with in-place distillation, in a single stage (Yu and Huang, 2019; Yu et al., "BigNAS", 2020).
 
     Claim: training the largest, the smallest and two random sub-networks in every step lifts all of
     them together, and the largest is teacher enough while it learns. It learns from labels, the
-    others from its softmax alone. `loss` "alpha" is the adaptive alpha-divergence (Wang et al.,
-    2021), which punishes a student that is too sure as well as one that is too unsure. Gradients are
-    clipped at norm 1 unless `clip_norm` says otherwise.
+    others from its softmax alone, and with the weight `hard` from labels as well. `loss` "alpha" is the
+    adaptive alpha-divergence (Wang et al., 2021), which punishes a student that is too sure as well as
+    one that is too unsure. Gradients are clipped at norm 1 unless `clip_norm` says otherwise.
     """
     check_integer("subnets", subnets, 2)
     settings.setdefault("clip_norm", 1.0)
@@ -143,7 +144,7 @@ def sandwich(
         subnets=subnets,
         teacher="in_place",
         loss=DistillationLoss.from_json(loss) if isinstance(loss, str) else loss,
-        hard=0.0,
+        hard=hard,
     )
     return _with(Recipe("sandwich", (phase,), batch_size), settings)
 
@@ -258,8 +259,9 @@ def default(
     Spaces for small images (the largest below 128 px) get `random_order` with one sub-network a step,
     batches of 128 and a weight decay of 2e-4 (`benchmarks/shrinking.py`); others the paper's
     `progressive_shrinking`, and batch norm over 64 images or what divides a process's share. Networks
-    with attention get AdamW, gradients clipped at norm 1, and rates that peak at 8e-4 for 128 images. What is
-    given, `name`, `epochs` or any setting of the recipe, takes the place of that; None is not given.
+    with attention get AdamW, gradients clipped at norm 1, and rates that peak at 8e-4 for 128 images; in
+    `sandwich` all of them learn from labels, because what students learn from a teacher that knows nothing yet
+    pulls it back (`benchmarks/README.md`). What is given, `name`, `epochs` or any setting of the recipe, takes the place of that; None is not given.
     An installed package's recipe gets what is given alone.
     Raises InvalidConfiguration as `by_name` does.
     """
@@ -277,6 +279,7 @@ def default(
         decay = {key: settings.pop(key) for key in ("weight_decay",) if key in settings}
         ours |= {"optimizer": AdamW(**decay), "clip_norm": 1.0}
         settings["learning_rate_scale"] = ADAMW_SCALE * settings.get("learning_rate_scale", 1.0)
+        ours |= {"hard": 1.0} if name == "sandwich" else {}
     elif "optimizer" not in settings and small:
         ours["weight_decay"] = 2e-4
     return by_name(name, **ours | settings)
