@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from onceforall import spaces
+from onceforall import serial, spaces
 from onceforall.architecture import Architecture
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, OFAError
 from onceforall.files import DIGEST, parse_json, write_atomically
@@ -133,24 +133,24 @@ def misfit(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]])
 
 
 def save_supernet(path: Path, supernet: Supernet) -> None:
-    """Weights and space in one file, atomically. Raises UnwritableOutput."""
-    metadata = {"format": FORMAT, "space": json.dumps(supernet.space.to_json())}
-    write_tensors(path, supernet.state_dict(), metadata)
+    """Weights, space and names of the classes in one file, atomically. Raises UnwritableOutput."""
+    write_tensors(path, supernet.state_dict(), {"format": FORMAT, **_about(supernet)})
 
 
 def load_supernet(path: str | Path) -> Supernet:
     """The supernet that `save_supernet` wrote, channels_last. Raises IncompatibleCheckpoint."""
     path = Path(path)
-    tensors, _, space = _read(path, FORMAT)
+    tensors, metadata, space = _read(path, FORMAT)
     supernet = _empty(path, tensors, lambda: Supernet(space))
     restore(supernet, tensors, str(path))
+    supernet.classes = _classes(path, metadata, supernet.num_classes)
     return channels_last(supernet)
 
 
 def save_network(path: Path, network: Network) -> None:
     """Weights under the names of the plain modules, space and architecture, atomically. Raises UnwritableOutput."""
-    about = {"space": json.dumps(network.space.to_json()), "architecture": json.dumps(network.architecture.to_json())}
     tensors = {network.plain_name(name): tensor for name, tensor in network.state_dict().items()}
+    about = {"architecture": json.dumps(network.architecture.to_json()), **_about(network)}
     write_tensors(path, tensors, {"format": NETWORK_FORMAT, **about})
 
 
@@ -166,7 +166,25 @@ def load_network(path: str | Path) -> Network:
         raise IncompatibleCheckpoint(f"{path}: its architecture cannot be read: {error}") from error
     network = _empty(path, tensors, lambda: Network(space, arch), Network.plain_name)
     restore(network, tensors, str(path), network.plain_name)
+    network.classes = _classes(path, metadata, network.num_classes)
     return channels_last(network)
+
+
+def _about(net: Supernet | Network) -> dict[str, str]:
+    """What both kinds of files say about a network."""
+    classes = {"classes": json.dumps(list(net.classes))} if net.classes else {}
+    return {"space": json.dumps(net.space.to_json()), **classes}
+
+
+def _classes(path: Path, metadata: Mapping[str, str], count: int | None) -> tuple[str, ...]:
+    """The names of the classes in a file's metadata. Raises IncompatibleCheckpoint."""
+    if "classes" not in metadata:
+        return ()
+    said = parse_json(metadata["classes"], f"{path}: its classes", IncompatibleCheckpoint)
+    names = serial.from_json(tuple[str, ...], said, f"names of classes, in {path}", IncompatibleCheckpoint)
+    if len(names) != count:
+        raise IncompatibleCheckpoint(f"{path} names {len(names)} classes, and its network tells {count} apart")
+    return names
 
 
 def _empty(path: Path, tensors: Mapping[str, Tensor], make: Callable[[], N], names: Names = str) -> N:

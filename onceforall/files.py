@@ -10,7 +10,6 @@ import math
 import os
 import re
 import socket
-import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -226,7 +225,7 @@ def differing(theirs: Any, ours: Any, place: str = "") -> str:
             for key in sorted(theirs.keys() | ours.keys())
         ]
         return "; ".join([text for text in found if text][:3])
-    said, here = (textwrap.shorten(json.dumps(value), 60, placeholder="...") for value in (theirs, ours))
+    said, here = (f"{json.dumps(value):.60}" for value in (theirs, ours))
     return "" if theirs == ours else f"{place or 'it'} is {said} there, {here} here"
 
 

@@ -9,9 +9,19 @@ import typer
 
 from onceforall import spaces, zoo
 from onceforall.cli import options
-from onceforall.cli.common import announce, app, console, is_first_process, load_model, notify, read_architecture
+from onceforall.cli.common import (
+    announce,
+    app,
+    command,
+    console,
+    data_source,
+    is_first_process,
+    load_model,
+    notify,
+    read_architecture,
+)
 from onceforall.data.dataset import Data
-from onceforall.data.sources import open_data
+from onceforall.data.sources import lasting, open_data
 from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import measure
 from onceforall.files import sha256
@@ -20,6 +30,7 @@ from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict.labels import label as run_label
 from onceforall.report.progress import Steps, Training
 from onceforall.tasks import task_of
+from onceforall.tasks.classification import other_classes
 from onceforall.training import recipe as recipes
 from onceforall.training.distributed import torch_device
 from onceforall.training.recipe import Recipe
@@ -35,7 +46,7 @@ WEIGHT_DECAY = "On convolutions and the classifier."
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help=RUN_FOLDER)],
-    data: options.Data = "cifar10",
+    data: options.Data = None,
     space: Annotated[
         str | None, typer.Option(help=f"Search space: {', '.join(spaces.BY_NAME)}.", show_default=SMALL_SPACE)
     ] = None,
@@ -124,17 +135,18 @@ def train(
         loss=loss,
         subnets=subnets,
     )
-    images = open_data(data, notify, workers)
+    source = data_source(data, model)
+    images = open_data(source, notify, workers)
     if start:
         _fit_classes(start, images)
     if architecture is None:
         supernet = start or Supernet(make(**_classes(images)), seed)
-        _run_training(supernet, images, made, out, seed, device, precision, tensorboard, entry)
-        announce(out / "supernet.safetensors", f"; next: ofa label --model {out}")
+        _run_training(supernet, images, source, made, out, seed, device, precision, tensorboard, entry)
+        announce(out / "supernet.safetensors", f"; next: {command('label', '--model', out)}")
     else:
         arch = read_architecture(architecture)
         network = Network.of(start, arch) if start else Network(make(**_classes(images)), arch, seed)
-        _run_training(network, images, made, out, seed, device, precision, tensorboard, entry)
+        _run_training(network, images, source, made, out, seed, device, precision, tensorboard, entry)
         announce(out / "network.safetensors", "; ofa.load_network reads it")
 
 
@@ -143,7 +155,7 @@ def finetune(
     result: Annotated[Path, typer.Option(help="Result of `ofa search`, or an architecture's JSON.")],
     out: Annotated[Path, typer.Option(help=RUN_FOLDER)],
     model: options.Model = "cifar10",
-    data: options.Data = "cifar10",
+    data: options.Data = None,
     epochs: Annotated[int, typer.Option(help="The paper's are 25 and 75.")] = 25,
     batch_size: Annotated[int, typer.Option(help="Images a step over all processes.")] = 128,
     learning_rate_scale: Annotated[float, typer.Option(help="Times the recipe's learning rate.")] = 1.0,
@@ -162,12 +174,13 @@ def finetune(
     architecture = read_architecture(result, model)
     entry = load_model(model, labels=False)
     supernet = entry.supernet
-    images = open_data(data, notify, workers)
+    source = data_source(data, model)
+    images = open_data(source, notify, workers)
     _fit_classes(supernet, images)
     network = Network.of(supernet, architecture)
     before = measure(network, network.architecture, images, "label")
     made = recipes.finetune(epochs, batch_size, learning_rate_scale, weight_decay=weight_decay)
-    _run_training(network, images, made, out, seed, device, precision, tensorboard, entry)
+    _run_training(network, images, source, made, out, seed, device, precision, tensorboard, entry)
     after = measure(network, network.architecture, images, "label")
     score = task_of(images).score
     announce(out / "network.safetensors", f": {score.name} on label images {before:.2f} -> {score.text(after)}")
@@ -176,7 +189,7 @@ def finetune(
 @app.command()
 def label(
     model: Annotated[str, typer.Option(help="Run folder of `ofa train`, or a known supernet.")],
-    data: options.Data = "cifar10",
+    data: options.Data = None,
     count: Annotated[
         int, typer.Option(help="Number of random sub-networks; at most a quarter as many uniform ones come on top.")
     ] = 560,
@@ -203,7 +216,7 @@ def label(
     if out is None and not Path(model).is_dir():
         raise InvalidConfiguration(f"--model {model} is no run folder: say with --out where its labels go")
     path = out or entry.folder / "labels.jsonl"
-    images = open_data(data, notify)
+    images = open_data(data_source(data, model), notify)
     with Steps(console) as report:
         run_label(
             entry.supernet.to(torch_device(device)),
@@ -215,7 +228,7 @@ def label(
             precision=precision,
             report=lambda done, total: report("sub-networks", done, total),
         )
-    announce(path, f"; next: ofa specialize --model {model} --out out")
+    announce(path, f"; next: {command('specialize', '--model', model, '--out', 'out')}")
 
 
 @app.command("import")
@@ -236,10 +249,11 @@ def import_(
 
 
 def _fit_classes(supernet: Supernet, data: Data) -> None:
-    """Give the supernet a new classifier where the data have another number of classes."""
+    """Give the supernet a new classifier where the data have other classes, or another number of them."""
     for classes in _classes(data).values():
-        if supernet.num_classes != classes:
-            notify(f"{data.name} has {classes} classes, the supernet {supernet.num_classes}: a new classifier")
+        other = f"{classes} classes, the supernet {supernet.num_classes}" if supernet.num_classes != classes else ""
+        if other := other or other_classes(supernet, data):
+            notify(f"{data.name} has other classes ({other}): a new classifier")
             supernet.reset_classifier(classes)
 
 
@@ -251,6 +265,7 @@ def _classes(data: Data) -> dict[str, int]:
 def _run_training(
     net: Supernet | Network,
     data: Data,
+    source: str,
     recipe: Recipe,
     out: Path,
     seed: int,
@@ -276,6 +291,7 @@ def _run_training(
             precision=cast(Precision, precision),  # `train` checks it
             report=report,
             origin=sha256(origin.folder / "supernet.safetensors") if origin else None,
+            data_source=lasting(source),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from onceforall.errors import InvalidConfiguration
 from onceforall.files import read_json_object
 from onceforall.search.pareto import FORMAT as FRONT
 from onceforall.space import SearchSpace
+from onceforall.training.run import SOURCE
+from onceforall.training.run_folder import about_run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -61,6 +64,17 @@ def notify(message: str) -> None:
 def announce(path: Path, what: str) -> None:
     """Say what a command wrote."""
     console.print(f"[bold]{escape(str(path))}[/]{escape(what)}")
+
+
+def data_source(given: str | None, model: str | None = None) -> str:
+    """How the data are found: as given, else those of the run that made the model, else CIFAR-10."""
+    recorded = about_run(Path(model)).get(SOURCE) if given is None and model is not None else None
+    return given or (recorded if isinstance(recorded, str) else "cifar10")
+
+
+def command(*words: object) -> str:
+    """A command of ours that can be copied into a shell."""
+    return shlex.join(["ofa", *map(str, words)])
 
 
 def load_model(text: str, labels: bool = True) -> zoo.Entry:

@@ -12,10 +12,19 @@ from rich.markup import escape
 from onceforall.bundle.bundle import write_bundle
 from onceforall.bundle.measure import measure_bundle
 from onceforall.cli import options
-from onceforall.cli.common import announce, app, console, load_model, notify, read_architecture, read_limits
+from onceforall.cli.common import (
+    announce,
+    app,
+    console,
+    data_source,
+    load_model,
+    notify,
+    read_architecture,
+    read_limits,
+)
 from onceforall.cost.latency import LatencyTables
 from onceforall.cost.learned import load_latency
-from onceforall.data.sources import open_data
+from onceforall.data.sources import lasting, open_data
 from onceforall.deploy import exports
 from onceforall.deploy.manifest import differences, read_manifest
 from onceforall.deploy.specialize import specialize as run_specialize
@@ -34,7 +43,7 @@ def specialize(
         Path, typer.Option(help="Folder for the networks, manifest.json, MODEL_CARD.md, latency.json and front.png.")
     ],
     model: options.Model = "cifar10",
-    data: options.Data = "cifar10",
+    data: options.Data = None,
     device: Annotated[
         str, typer.Option(help=f"{options.DEVICE_HELP} none: write --export, time nothing else.")
     ] = "onnxruntime",
@@ -102,7 +111,8 @@ def specialize(
     given = [read_architecture(path, model) for path in result or ()]
     targets = [exports.parse(text, threads) for text in export or ()]
     entry = load_model(model)
-    images = open_data(data, notify)
+    source = data_source(data, model)
+    images = open_data(source, notify)
     about = {"name": entry.name, "model": model, "sha256": sha256(entry.folder / "supernet.safetensors")}
     limits = read_limits(entry.supernet.space, limit, macs=macs, params=params, memory=memory, weights=weights)
     with Steps(console) as report:
@@ -125,7 +135,7 @@ def specialize(
             candidates=candidates,
             seed=seed,
             about=about,
-            data_source=data,
+            data_source=lasting(source),
             report=report,
         )
     plots.front(found, entry.supernet.space, out / "front.png")
@@ -190,7 +200,7 @@ def bundle(
         typer.Option(help="What to switch by: one for each --result.", show_default="the names of the files"),
     ] = None,
     model: options.Model = "cifar10",
-    data: options.Data = "cifar10",
+    data: options.Data = None,
     threads: options.Threads = 1,
 ) -> None:
     """Put several sub-networks of one supernet into one folder that shares their weights, and measure it.
@@ -203,7 +213,7 @@ def bundle(
         raise InvalidConfiguration(f"--name {', '.join(names)}: give each of the {len(result)} results one of its own")
     architectures = dict(zip(names, (read_architecture(path, model) for path in result), strict=True))
     entry = load_model(model, labels=False)
-    images = open_data(data, notify)
+    images = open_data(data_source(data, model), notify)
     console.print("extracting and recalibrating, then accuracy on the test images, switches and memory")
     write_bundle(entry.supernet, architectures, images, out)
     manifest = measure_bundle(out, entry.supernet, images, threads=threads)

@@ -8,10 +8,11 @@ Model = Annotated[
     str, typer.Option(help="A shipped supernet (cifar10), or a run folder with supernet.safetensors and labels.jsonl.")
 ]
 Data = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="cifar10, cifar10:FOLDER with the official binary batches, or a folder: one folder of pictures a class, "
-        "or train/ and val/ of such folders."
+        "or train/ and val/ of such folders.",
+        show_default="what the --model was trained on, else cifar10",
     ),
 ]
 TorchDevice = Annotated[str, typer.Option("--device", help="torch device: cpu or cuda.")]

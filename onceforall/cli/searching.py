@@ -10,7 +10,7 @@ import typer
 
 from onceforall.checkpoint import read_tensors
 from onceforall.cli import options
-from onceforall.cli.common import announce, app, console, load_model, notify, read_limits
+from onceforall.cli.common import announce, app, console, data_source, load_model, notify, read_limits
 from onceforall.cost.analytic import MACs
 from onceforall.cost.bounds import parse_bound
 from onceforall.cost.latency import LatencyTable, LatencyTables
@@ -66,7 +66,7 @@ def search(
         bool,
         typer.Option("--measure", help="Measure the winner, and the next best where it breaks its --latency."),
     ] = False,
-    data: options.Data = "cifar10",
+    data: options.Data = None,
     top: Annotated[int, typer.Option(help="Candidates that --measure tries at most.")] = 5,
     generations: Annotated[
         int, typer.Option(help="Of the search: four times as many take four times as long, and miss the best less.")
@@ -105,7 +105,7 @@ def search(
     result = run_search(space, accuracy, constraints, seed=seed, generations=generations, keep=max(10, top))
     content = result.to_json()
     if measure:
-        images = open_data(data, notify)
+        images = open_data(data_source(data, model), notify)
         score = task_of(images).score
         found = confirm_on_device(entry.supernet, space, accuracy, result, constraints, images, top=top)
         content, result = found.to_json(), found.result

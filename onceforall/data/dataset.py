@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -120,6 +120,22 @@ def split_rule(count: int, calibration_images: int = CALIBRATION_IMAGES, spread:
         f"{f'{calibration_images}, evenly spread,' if spread else f'the first {calibration_images}'} "
         "with p % 20 == 0; test: the test set"
     )
+
+
+def identity(data: Data) -> dict[str, Any]:
+    """JSON by which results know their data again: `describe`, names of the classes, a digest of the content.
+
+    The last two as far as the data set has them (`classes`, `digest`).
+    """
+    classes, digest = getattr(data, "classes", ()), getattr(data, "digest", None)
+    named = {"class_names": list(classes)} if classes else {}
+    return data.describe() | named | ({"digest": digest} if digest else {})
+
+
+def completed(theirs: Any, ours: Mapping[str, Any]) -> Any:
+    """The identity that a file holds, which may be of a version that said less: with what only `ours` says."""
+    known = {key: ours[key] for key in ("class_names", "digest") if key in ours}
+    return {**known, **theirs} if isinstance(theirs, Mapping) else theirs
 
 
 def described_input(data: Data) -> dict[str, Any]:

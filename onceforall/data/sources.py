@@ -10,6 +10,14 @@ from onceforall.data.folder import image_folder
 from onceforall.errors import InvalidConfiguration
 
 
+def lasting(text: str) -> str:
+    """The text that names the same data from wherever it is used: folders in full."""
+    name, colon, folder = text.partition(":")
+    if name == "cifar10":
+        return f"{name}{colon}{Path(folder).resolve()}" if folder else name
+    return str(Path(text).resolve())
+
+
 def open_data(text: str, notify: Notify = lambda message: None, workers: int | None = None) -> Data:
     """The data set that `text` names: "cifar10", "cifar10:FOLDER", or a folder of pictures (`image_folder`).
 

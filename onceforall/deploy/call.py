@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from onceforall.architecture import Architecture
 from onceforall.cost.latency import Timing
-from onceforall.data.dataset import Data
+from onceforall.data.dataset import Data, completed
 from onceforall.deploy.exporting import Exporter, read_files
 from onceforall.deploy.exports import Export
 from onceforall.deploy.manifest import Exported, Number, Specialized
@@ -41,6 +41,8 @@ class FinishedSteps:
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
         records = read_jsonl(path)
+        if records and "data" in identity:
+            records[0]["data"] = completed(records[0].get("data"), as_json(identity["data"]))
         if records and records[0] != as_json(identity):
             different = sorted(key for key in identity if records[0].get(key) != as_json(identity[key]))
             raise InvalidConfiguration(

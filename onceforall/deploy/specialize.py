@@ -18,7 +18,7 @@ from typing import Any
 from onceforall.architecture import Architecture
 from onceforall.cost.bounds import parse_bound
 from onceforall.cost.model import Constraint
-from onceforall.data.dataset import Data, described_input
+from onceforall.data.dataset import Data, described_input, identity
 from onceforall.deploy.call import Call, FinishedSteps, Report, silent
 from onceforall.deploy.card import write_card
 from onceforall.deploy.choosing import Choosing
@@ -35,6 +35,7 @@ from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import save_predictor
 from onceforall.predict.corrected import CorrectedPredictor
 from onceforall.predict.labels import Label
+from onceforall.tasks import task_of
 
 PACKAGES = (
     "onceforall", "torch", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "ncnn", "ai-edge-litert", "executorch",
@@ -96,6 +97,7 @@ def specialize(
     asked = [DeviceExport(export) if isinstance(export, Device) else export for export in exports]
     _check_names(supernet, budgets, architectures)
     _check_exports(device, asked, budgets)
+    task_of(data).check(supernet, data)
     if finetune < 0:
         raise InvalidConfiguration(f"finetune {finetune}: expected a number of epochs, or 0 for none")
     if candidates < 1:
@@ -105,9 +107,9 @@ def specialize(
     low = quantized(device, quantize)
     if table is not None and device is not None and low is None:
         check_precision(table, device.precision)
-    given = {"supernet": about or {}, "space": supernet.space.to_json(), "data": data.describe()}
-    identity = {**given, "device": device.identity() if device else None, "seed": seed}
-    call = Call(supernet, labels, data, out, FinishedSteps(out / "steps.jsonl", identity), seed, report)
+    given = {"supernet": about or {}, "space": supernet.space.to_json(), "data": identity(data)}
+    of_call = {**given, "device": device.identity() if device else None, "seed": seed}
+    call = Call(supernet, labels, data, out, FinishedSteps(out / "steps.jsonl", of_call), seed, report)
     # Not before what is asked for is known to make sense: a finished folder's manifest goes here.
     write_json(out / "manifest.json", {"format": FORMAT, "state": "running"})
 

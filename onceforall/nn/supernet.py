@@ -23,6 +23,7 @@ class Trainable(nn.Module, ABC):
     """What training runs: the architectures of a space through elastic blocks."""
 
     space: SearchSpace
+    classes: tuple[str, ...] = ()  # names of the outputs, where the data that it was trained on have such
 
     @property
     @abstractmethod
@@ -106,7 +107,7 @@ class Supernet(Trainable):
 
         `space` is then `space.with_classes(num_classes)`, which may raise InvalidConfiguration.
         """
-        self.space = self.space.with_classes(num_classes)
+        self.space, self.classes = self.space.with_classes(num_classes), ()
         like = next(self.parameters())
         last = elastic(self.space.lower(self.space.largest())[-1])
         initialise(last, torch.Generator().manual_seed(seed))
@@ -144,6 +145,7 @@ class Network(Trainable):
     def of(cls, supernet: Supernet, architecture: Architecture) -> Self:
         """The sub-network of a supernet, with copies of its weights. Raises InvalidArchitecture."""
         network = cls(supernet.space, architecture)
+        network.classes = supernet.classes
         network.load_plain(supernet.extract(architecture))
         return network
 

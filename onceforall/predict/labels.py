@@ -10,20 +10,22 @@ The kinds are those of `predict/sampling.py`.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from onceforall import spaces
 from onceforall.architecture import Architecture
 from onceforall.checkpoint import digest
-from onceforall.data.dataset import Data, Split
-from onceforall.errors import InvalidConfiguration
+from onceforall.checks import expect, is_number
+from onceforall.data.dataset import Data, Split, completed, identity
+from onceforall.errors import InvalidArchitecture, InvalidConfiguration
 from onceforall.evaluate import Evaluator
-from onceforall.files import append_jsonl, as_json, read_jsonl, write_jsonl
+from onceforall.files import append_jsonl, as_json, differing, read_jsonl, write_jsonl
 from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.sampling import Kind, plan
@@ -84,7 +86,7 @@ def label(
     header = {
         "format": FORMAT,
         "space": supernet.space.to_json(),
-        "data": data.describe(),
+        "data": identity(data),
         "split": split,
         "seed": seed,
         "distribution": distribution,
@@ -95,12 +97,12 @@ def label(
         header |= {"task": task.name, "score": to_json(task.score)}
     key = task.score.key
     planned = plan(supernet.space, count, seed, uniform, distribution, count // UNIFORM_SHARE)
+    evaluator = Evaluator(supernet, data, split, precision)  # which checks, before anything is written
     done = _gather(path, header, supernet.space)
     own = path if world == 1 else path.with_name(f"{path.name}.{rank}-of-{world}")
     # Whole lines are written back where a kill left half a line; and a header appears at once or not at all,
     # because the other processes read it.
     write_jsonl(own, [header, *_rows(_read(own)[1] if read_jsonl(own) else [], key)])
-    evaluator = Evaluator(supernet, data, split, precision)
     # One resolution after the other: the evaluator keeps what those have in common.
     kinds = {arch: kind for kind, arch in planned[rank::world] if arch not in done}
     todo = sorted(kinds, key=lambda arch: (height_width(arch.resolution), arch.multipliers[0]))
@@ -132,14 +134,15 @@ def _gather(path: Path, header: dict[str, Any], space: SearchSpace) -> dict[Arch
     defaults = {**DEFAULTS, "weights": header["weights"]}
     for part in (path, *_parts(path)):
         with contextlib.suppress(FileNotFoundError):  # the first process has just gathered it
-            if not read_jsonl(part):  # nothing, or less than a header: a kill, or a full disk
+            if len(read_jsonl(part)) < 2:  # less than a label: a kill, a full disk, or a call that failed at once
                 continue
             theirs, rows = _read(part)
-            same = as_json({**defaults, **theirs, "space": header["space"]}) == as_json(header)
-            if not same or not _is_of(theirs, space):
+            theirs = {**defaults, **theirs, "data": completed(theirs.get("data"), header["data"])}
+            space_is = "the supernet's" if _is_of(theirs, space) else "of another supernet"
+            if different := differing({**theirs, "space": space_is}, as_json({**header, "space": "the supernet's"})):
                 raise InvalidConfiguration(
-                    f"{part} holds labels of another supernet, seed, data set, distribution or precision: "
-                    "choose a new file"
+                    f"{part} holds labels of another supernet, seed, data set, distribution or precision "
+                    f"({different}): choose a new file"
                 )
             found |= {row.architecture: row for row in rows}
     return found
@@ -148,8 +151,14 @@ def _gather(path: Path, header: dict[str, Any], space: SearchSpace) -> dict[Arch
 def read_labels(path: str | Path, space: SearchSpace | None = None) -> list[Label]:
     """The rows of a labels file. Raises InvalidConfiguration where it is foreign or of another space."""
     header, labels = _read(Path(path))
-    if space is not None and not _is_of(header, space):
-        raise InvalidConfiguration(f"{path} holds labels of another space")
+    if space is not None:
+        if not _is_of(header, space):
+            raise InvalidConfiguration(f"{path} holds labels of another space")
+        for number, row in enumerate(labels, 2):
+            try:
+                space.validate(row.architecture)
+            except InvalidArchitecture as error:
+                raise InvalidConfiguration(f"{path}, line {number}: {error!s:.200}") from error
     return labels
 
 
@@ -175,13 +184,27 @@ def training_pairs(
 def _read(path: Path) -> tuple[dict[str, Any], list[Label]]:
     records = read_jsonl(path)
     if not records or records[0].get("format") != FORMAT:
-        raise InvalidConfiguration(f"{path} is not a labels file ({FORMAT}): make one with `ofa label`")
-    try:
-        key = _score(records[0]).key
-        rows = [Label(row["kind"], Architecture.from_json(row["architecture"]), float(row[key])) for row in records[1:]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidConfiguration(f"{path}: a row is not a label: {error}") from error
+        raise InvalidConfiguration(
+            f"{path} is not a labels file ({FORMAT}): `ofa label` makes one, under a name that is free (--out)"
+        )
+    score = _score(records[0])
+    rows = []
+    for number, row in enumerate(records[1:], 2):
+        try:
+            rows.append(_label(row, score))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidConfiguration(f"{path}, line {number} is not a label: {error!s:.200}") from error
     return records[0], rows
+
+
+def _label(row: dict[str, Any], score: Score) -> Label:
+    """Raises KeyError, TypeError, ValueError, AttributeError where a record is no label."""
+    kind, found = row["kind"], row[score.key]
+    expect("kind", kind, kind in get_args(Kind), f"one of {', '.join(get_args(Kind))}")
+    expect(score.key, found, is_number(found) and math.isfinite(found), "a finite number")
+    if score.unit == "percent":
+        expect(score.key, found, 0 <= found <= 100, "0 to 100 percent")
+    return Label(kind, Architecture.from_json(row["architecture"]), float(found))
 
 
 def _is_of(header: dict[str, Any], space: SearchSpace) -> bool:

@@ -14,8 +14,22 @@ from onceforall.errors import InvalidConfiguration
 from onceforall.tasks.task import Score, Task, device_of
 
 
+def other_classes(net: Any, data: Any) -> str:
+    """Where the names of a network's classes differ from those of data, in words; empty where one has no names."""
+    theirs, ours = tuple(getattr(net, "classes", ())), tuple(getattr(data, "classes", ()))
+    if not theirs or not ours or theirs == ours:
+        return ""
+    if len(theirs) != len(ours):
+        return f"{len(theirs)} there, {len(ours)} here"
+    index = next(index for index, pair in enumerate(zip(theirs, ours, strict=True)) if pair[0] != pair[1])
+    return f"class {index} is {theirs[index]!r:.50} there, {ours[index]!r:.50} here"
+
+
 class Classification(Task):
-    """Outputs are logits [n, classes], targets classes [n] int64; data have `num_classes`. Score: top-1 in percent."""
+    """Outputs are logits [n, classes], targets classes [n] int64; data have `num_classes`. Score: top-1 in percent.
+
+    Data that name their classes (`classes`) are for networks trained on classes of the same names, in that order.
+    """
 
     name = "classification"
     score = Score("top1", "top-1", "percent")
@@ -49,6 +63,11 @@ class Classification(Task):
             raise InvalidConfiguration(
                 f"{data.name} has {data.num_classes} classes, and the network tells {net.num_classes} apart: give the "
                 "data that it is for"
+            )
+        if other := other_classes(net, data):
+            raise InvalidConfiguration(
+                f"{data.name} has other classes than the network: {other}. Give the data that it is for, or train it "
+                "on these (a new classifier: `reset_classifier`, `ofa train --model`)"
             )
 
 

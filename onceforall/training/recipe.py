@@ -261,7 +261,8 @@ def default(
     `progressive_shrinking`, and batch norm over 64 images or what divides a process's share. Networks
     with attention get AdamW, gradients clipped at norm 1, and rates that peak at 8e-4 for 128 images; in
     `sandwich` all of them learn from labels, because what students learn from a teacher that knows nothing yet
-    pulls it back (`benchmarks/README.md`). What is given, `name`, `epochs` or any setting of the recipe, takes the place of that; None is not given.
+    pulls it back (`benchmarks/README.md`). What is given, `name`, `epochs` or any setting of the recipe, takes
+    the place of that; None is not given.
     An installed package's recipe gets what is given alone.
     Raises InvalidConfiguration as `by_name` does.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 from onceforall import spaces
 from onceforall.architecture import Architecture
 from onceforall.data.batches import BatchPlan
-from onceforall.data.dataset import Data
+from onceforall.data.dataset import Data, completed, identity
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.subnet import channels_last
 from onceforall.nn.supernet import Network, Supernet
@@ -23,6 +23,7 @@ from onceforall.training.samplers import Members, Only
 from onceforall.training.schedule import Phase, Recipe
 
 Precision = Literal["fp32", "bf16"]
+SOURCE = "data_source"  # in run.json: how `open_data` finds the data, which is not what they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,7 @@ class Run:
     processes: Processes
     seed: int
     precision: Precision
+    began_with: int = 0  # `chunk` of the run that goes on, perhaps in another number of processes
 
     def __post_init__(self) -> None:
         recipe, images = self.recipe, self.data.size("train")
@@ -76,8 +78,10 @@ class Run:
 
     @property
     def chunk(self) -> int:
-        """Images that run, and that batch norm sees, at once."""
-        return self.recipe.batch_norm_size or self.recipe.batch_size // self.processes.world
+        """Images that run, and that batch norm sees, at once: all, or what the recipe says, or what it began with."""
+        share = self.recipe.batch_size // self.processes.world
+        began_with = self.began_with if self.began_with and share % self.began_with == 0 else 0
+        return self.recipe.batch_norm_size or began_with or share
 
     def phase(self, state: State) -> Phase:
         """The phase that a run is in."""
@@ -126,18 +130,20 @@ class Run:
             return Only(self.net.architecture)
         return phase.opened(self.net.space).restrict(resolutions=[size_of(images.shape[-2:])])
 
-    def identity(self, origin: str | None) -> dict[str, Any]:
-        """The files of a run folder that say which run it is of."""
+    def identity(self, origin: str | None, data_source: str | None = None) -> dict[str, Any]:
+        """The files of a run folder that say which run it is of, and by `data_source` where its data are found."""
         about: dict[str, Any] = {
             "seed": self.seed,
             "precision": self.precision,
             "batch_norm_size": self.chunk,
-            "data": self.data.describe(),
+            "data": identity(self.data),
         }
         if self.task.name != CLASSIFICATION.name:
             about["task"] = self.task.name
         if origin is not None:
             about["origin"] = origin
+        if data_source is not None:
+            about[SOURCE] = data_source
         files = {"space.json": self.net.space.to_json(), "recipe.json": self.recipe.to_json(), "run.json": about}
         if isinstance(self.net, Network):
             files["architecture.json"] = self.net.architecture.to_json()
@@ -149,7 +155,11 @@ class Run:
             if name == "space.json":
                 return spaces.from_json(content).to_json()
             if name == "recipe.json":
-                return schedule.identity(content, self.net.space.choice_names)
+                recipe = schedule.identity(content, self.net.space.choice_names)
+                return {**recipe, "batch_norm_size": self.chunk}  # which run.json says, whatever it was made of
+            if name == "run.json":
+                about = {key: value for key, value in content.items() if key != SOURCE}
+                return {**about, "data": completed(about["data"], identity(self.data))}
             if name == "architecture.json":
                 return Architecture.from_json(content).to_json()
         except (KeyError, TypeError, ValueError, AttributeError):

@@ -33,6 +33,7 @@ from onceforall.files import (
     owned,
     parse_json,
     read_json,
+    read_json_object,
     read_jsonl,
     write_json,
     write_jsonl,
@@ -57,6 +58,20 @@ class State:
     rollbacks: int = 0
     best: float | None = None
     seconds: float = 0.0
+
+
+def about_run(folder: Path) -> dict[str, Any]:
+    """What run.json says of the run in a folder; nothing where there is none that can be read."""
+    try:
+        return read_json_object(folder / "run.json")
+    except InvalidConfiguration:
+        return {}
+
+
+def began_with(folder: Path) -> int:
+    """The chunk (`Run.chunk`) of the run in a folder, 0 where there is none."""
+    chunk = about_run(folder).get("batch_norm_size", 0)
+    return chunk if isinstance(chunk, int) and chunk > 0 and any((folder / "checkpoints").glob("*")) else 0
 
 
 class RunFolder:

@@ -33,7 +33,7 @@ from onceforall.training.distributed import Processes
 from onceforall.training.guard import OnDivergence
 from onceforall.training.optimizers import is_state, state_of
 from onceforall.training.run import Precision, Run
-from onceforall.training.run_folder import Record, RunFolder, State
+from onceforall.training.run_folder import Record, RunFolder, State, began_with
 from onceforall.training.schedule import Recipe
 from onceforall.training.step import train_step
 
@@ -57,6 +57,7 @@ def train(
     report: Callable[[Record], None] = lambda record: None,
     stop_after: int | None = None,
     origin: str | None = None,
+    data_source: str | None = None,
 ) -> N:
     """Train a supernet, or a single network, in place and write the run folder; one with a checkpoint is resumed.
 
@@ -66,6 +67,7 @@ def train(
     with half the learning rate for the rest of the phase, three times at most; "stop" raises at once.
     `origin`: where the weights come from that training begins with, such as a checksum; a run folder
     of another origin is refused, for it would be resumed with weights that have nothing to do with `net`.
+    `data_source`: how `open_data` finds the data; later commands take them from there.
 
     Started by `torchrun`, all processes take part; the folder must be one that all of them see.
 
@@ -87,8 +89,9 @@ def train(
             raise InvalidConfiguration(f"{name} {text!r}: choices are {', '.join(choices)}")
     with Processes(device) as processes:
         keep_freed_memory()
-        run_ = Run(net, data, recipe, processes, seed, precision)
-        folder = RunFolder(Path(run), run_.identity(origin), keep, run_.renewed)
+        run_ = Run(net, data, recipe, processes, seed, precision, began_with(Path(run)))
+        net.classes = tuple(getattr(data, "classes", ()))
+        folder = RunFolder(Path(run), run_.identity(origin, data_source), keep, run_.renewed)
         left = math.inf if stop_after is None else stop_after
         try:
             _Trainer(run_, folder, checkpoint_every, evaluate_every, on_divergence, report, left).go()
