@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onceforall import spaces
-from onceforall.checkpoint import misfit, read_tensors, write_tensors
+from onceforall.checkpoint import check_numbers, misfit, parsed_space, read_tensors, write_tensors
 from onceforall.errors import IncompatibleCheckpoint, OFAError, OutOfDomain
+from onceforall.files import parse_json
 from onceforall.predict.ensemble import EnsemblePredictor
 from onceforall.predict.mlp import MLPPredictor
 from onceforall.predict.predictor import AccuracyPredictor, seen_shape
@@ -66,12 +66,17 @@ def load_predictor(path: str | Path) -> Predictor:
             f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}; what the authors published is read by "
             "interop.load_predictor"
         )
+    space = parsed_space(metadata.get("space", ""), str(path))
     try:
-        space = spaces.from_json(json.loads(metadata["space"]))
-        predictor = KINDS[metadata["kind"]](space, **json.loads(metadata["settings"]))
-    except (KeyError, TypeError, ValueError, OFAError) as error:
-        raise IncompatibleCheckpoint(f"{path}: its space or settings cannot be read: {error}") from error
-    if problem := misfit(tensors, {**predictor.shapes(), "seen": seen_shape(space)}):
+        settings = parse_json(metadata["settings"], "it")
+        predictor = KINDS[metadata["kind"]](space, **settings)
+        predictor.shapes()  # of which settings may be nonsense, too
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OFAError) as error:
+        raise IncompatibleCheckpoint(f"{path}: its settings cannot be read: {error!s:.200}") from error
+    expected = {**predictor.shapes(), "seen": seen_shape(space), **({"range": (2,)} if "range" in tensors else {})}
+    if problem := misfit(tensors, expected):
         raise IncompatibleCheckpoint(f"{path} does not fit its space and settings: tensors {problem}")
+    for name, tensor in tensors.items():
+        check_numbers(str(path), name, tensor, name != "seen")
     predictor.adopt({name: tensor.numpy() for name, tensor in tensors.items()})
     return predictor

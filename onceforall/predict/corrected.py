@@ -51,4 +51,5 @@ class CorrectedPredictor:
         if not hasattr(self, "_solution"):
             raise OutOfDomain("this correction has learnt nothing yet: call fit with measured changes")
         encoded = self.space.encode_rows(rows)
-        return np.asarray(self.base.predict_rows(rows) + encoded @ self._solution.weights + self._solution.intercept)
+        change = encoded @ self._solution.weights + self._solution.intercept
+        return self.base.bounded(np.asarray(self.base.raw_rows(rows) + change))

@@ -105,4 +105,4 @@ class EnsemblePredictor(FittedPredictor):
         self.check(rows)
         answers = self._answers(self.space.encode_rows(rows))
         floor, factor = self.arrays["calibration"]
-        return answers.mean(axis=0), np.sqrt(floor + factor * answers.var(axis=0, ddof=1))
+        return self.bounded(answers.mean(axis=0)), np.sqrt(floor + factor * answers.var(axis=0, ddof=1))

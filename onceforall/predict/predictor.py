@@ -21,6 +21,8 @@ from onceforall.space import SearchSpace
 
 LEAST_LABELS = 10
 
+PERCENT = (0.0, 100.0)  # between which predictions stay, where all labels do
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -41,8 +43,9 @@ class FittedPredictor(ABC):
     """What our predictors share. A subclass says how it learns from encodings and answers about them.
 
     What is learnt is a few named arrays, whose shapes follow from the space and the settings; with
-    those it goes to a file and back (`predict/accuracy.py`). Raises OutOfDomain where it predicts before
-    `fit`, for architectures of another space, and for a choice that no label had.
+    those it goes to a file and back (`predict/accuracy.py`). Predictions stay between 0 and 100 where all
+    labels do (`bounded`). Raises OutOfDomain where it predicts before `fit`, for architectures of another
+    space, and for a choice that no label had.
     """
 
     kind: str  # its name in files
@@ -93,11 +96,16 @@ class FittedPredictor(ABC):
                 f"{len(rows)} labelled architectures: at least {LEAST_LABELS} are needed; measure more with `ofa label`"
             )
         means = np.bincount(inverse.ravel(), measured) / counts
-        self.adopt({**self.learn(self.space.encode_rows(rows), means), "seen": seen_choices(self.space, rows)})
+        learnt = self.learn(self.space.encode_rows(rows), means)
+        shown = {"seen": seen_choices(self.space, rows), "range": np.array([means.min(), means.max()], np.float32)}
+        self.adopt({**learnt, **shown})
         return self
 
     def adopt(self, arrays: Arrays) -> None:
-        """Take over what was learnt: `shapes` and "seen", which says what the labels showed."""
+        """Take over what was learnt: `shapes`, and "seen" and "range", which say what the labels showed.
+
+        Files of older versions have no "range".
+        """
         self.arrays = arrays
 
     def predict(self, architectures: Sequence[Architecture]) -> NDArray[np.float64]:
@@ -106,8 +114,26 @@ class FittedPredictor(ABC):
 
     def predict_rows(self, rows: Rows) -> NDArray[np.float64]:
         """Predicted top-1 (percent) of rows of the space, shape [n]. Raises OutOfDomain."""
+        return self.bounded(self.raw_rows(rows))
+
+    def raw_rows(self, rows: Rows) -> NDArray[np.float64]:
+        """What `predict_rows` says before it is bounded, shape [n]. Raises OutOfDomain."""
         self.check(rows)
         return self.answer(self.space.encode_rows(rows))
+
+    def bounded(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The values, and between 0 and 100 where all labels are: in the same order, so searches find the same.
+
+        Up to half the way from the labels to a bound they stay as they are; from there they approach it.
+        """
+        low, high = self.arrays.get("range", np.array(PERCENT))
+        if low < PERCENT[0] or high > PERCENT[1]:
+            return values
+        for bound, label, sign in ((PERCENT[1], high, 1.0), (PERCENT[0], low, -1.0)):
+            room = max(abs(bound - label) / 2, 1e-12)
+            beyond = np.maximum(sign * (values - bound) + room, 0.0)
+            values = np.where(beyond > 0, bound - sign * room * np.exp(-beyond / room), values)
+        return values.clip(*PERCENT)
 
     def to_rows(self, architectures: Sequence[Architecture]) -> Rows:
         """Rows of architectures. Raises OutOfDomain for members of another space."""

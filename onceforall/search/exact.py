@@ -71,7 +71,7 @@ def linear_shares(space: SearchSpace, scorer: Scorer) -> Shares:
     Fitted to answers of the predictor, and checked on others. Raises OutOfDomain where it is not linear.
     """
     rows = space.sample_rows(4 * len(space.encoded_choices), np.random.default_rng(0))
-    answers = scorer(rows)
+    answers = scorer.raw(rows)
     design = np.concatenate([np.ones((len(rows), 1)), space.encode_rows(rows)], axis=1)
     fit = len(rows) * 3 // 4
     weights = np.linalg.lstsq(design[:fit], answers[:fit])[0]

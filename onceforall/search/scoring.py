@@ -33,6 +33,7 @@ class Scorer:
 
     def __init__(self, space: SearchSpace, accuracy: RowPredictor) -> None:
         self._predict = rows_of(space, accuracy)
+        self._raw = rows_of(space, accuracy, getattr(accuracy, "raw_rows", None))
         self._known: dict[bytes, float] = {}
         self._rows = [np.empty((0, len(space.columns)), np.int16)]
 
@@ -54,22 +55,31 @@ class Scorer:
             self._rows.append(fresh)
         return np.fromiter(map(self._known.__getitem__, keys), np.float64, len(keys))
 
+    def raw(self, rows: Rows) -> NDArray[np.float64]:
+        """What the predictor says of rows before it bounds that, where it does: none are remembered."""
+        return self._raw(rows)
+
     def everything(self) -> tuple[Rows, NDArray[np.float64]]:
         """All distinct rows so far, and their predicted accuracy."""
         self._rows = [np.concatenate(self._rows)]
         return self._rows[0], np.fromiter(self._known.values(), np.float64, len(self._known))
 
 
-def rows_of(space: SearchSpace, accuracy: RowPredictor) -> Callable[[Rows], NDArray[np.float64]]:
+Answer = Callable[[Rows], NDArray[np.float64]]
+
+
+def rows_of(space: SearchSpace, accuracy: RowPredictor, answer: Answer | None = None) -> Answer:
     """The predictor for rows of a space, whose indices may mean something else in the predictor's own.
 
-    Raises OutOfDomain where the predictor belongs to another space.
+    answer: its method to call, `predict_rows` where None is given. Raises OutOfDomain where the predictor
+    belongs to another space.
     """
+    answer = answer or accuracy.predict_rows
     own = accuracy.space  # which may be equal and name its choices in another order
     if own == space and list(own.columns) == list(space.columns):
-        return accuracy.predict_rows
+        return answer
     try:
         adopt = own.adopting(space)
     except InvalidArchitecture as error:
         raise OutOfDomain(f"the accuracy predictor belongs to another space than the search: {error}") from error
-    return lambda rows: accuracy.predict_rows(adopt(rows))
+    return lambda rows: answer(adopt(rows))
