@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
 from onceforall import serial
+from onceforall.checks import check_integer, check_positive, expect, is_number
 from onceforall.cost.model import AdditiveCost, CostModel, input_size
 from onceforall.cost.validation import Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
@@ -51,6 +53,9 @@ class LatencyModel(CostModel):
         return {name: content for name, content in given.items() if name not in ("format", "unit")}
 
 
+MOST_BELOW = 3  # of the slowest layer's latency, by which the constant of a table may be below 0
+
+
 @dataclass(frozen=True)
 class Timing:
     """One measurement: median and spread (half the interquartile range) of `count` turns, in ms."""
@@ -58,6 +63,11 @@ class Timing:
     median: float
     spread: float
     count: int
+
+    def __post_init__(self) -> None:
+        for name, value in (("median", self.median), ("spread", self.spread)):
+            expect(name, value, is_number(value) and 0 <= value < math.inf, "a finite time of at least 0 ms")
+        check_integer("count", self.count, 0)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,13 @@ class LatencyTable(LatencyModel, AdditiveCost):
     validation: Validation | None = None
     format = "onceforall.latency/1"
     what = "latency table"
+
+    def __post_init__(self) -> None:
+        check_positive("scale", self.scale)
+        # A fitted constant may be below 0, but not so far that networks would take less than no time.
+        least = -MOST_BELOW * self.scale * max((entry.median for entry in self.entries.values()), default=0.0)
+        right = is_number(self.constant) and least <= self.constant < math.inf
+        expect("constant", self.constant, right, f"a finite time of at least {least:.3g} ms")
 
     def layer_cost(self, layer: LayerSpec) -> float:
         """Scaled milliseconds of a layer. Raises OutOfDomain where the table has no such layer."""

@@ -32,6 +32,7 @@ from onceforall.layers import LayerSpec
 from onceforall.sizes import Size, said, side
 
 FEWEST = 5
+LARGEST, LARGEST_LOGARITHM = 1e30, 100.0  # in files: what is beyond is damage, and would only end in NaN
 PRIOR = (0.0, -1.0, 0.0, -3.0)  # of `kernel`, with a standard deviation of
 PRIOR_SPREAD = 3.0
 OUTLIER = 5.0  # robust standard deviations from what all others say of it,
@@ -211,6 +212,20 @@ class LearnedLatency(LatencyModel, SummedCost):
         shapes = found.inputs.shape, found.measured.shape
         if shapes != ((found.measured.size, len(names)), found.offsets.shape):
             raise InvalidConfiguration(f"not a learned latency: {shapes[0]} inputs and {shapes[1]} latencies")
+        for name, right, wanted in (
+            (
+                "measured",
+                (found.measured > 0).all() and found.measured.size >= FEWEST,
+                f"{FEWEST} or more times above 0",
+            ),
+            ("inputs", (np.abs(found.inputs) < LARGEST).all(), f"numbers below {LARGEST:g}"),
+            ("offsets", (np.abs(found.offsets) < LARGEST_LOGARITHM).all(), f"numbers below {LARGEST_LOGARITHM:g}"),
+            ("kernel", max(map(abs, found.kernel)) < LARGEST_LOGARITHM, f"numbers below {LARGEST_LOGARITHM:g}"),
+            ("line", found.line[0] > 0, "a scale above 0"),
+            ("resolutions", 0 < found.resolutions[0] <= found.resolutions[1], "two sizes (px), ascending"),
+        ):
+            if not right:
+                raise InvalidConfiguration(f"not a learned latency: {name}: expected {wanted}")
         return replace(found, base=read_table(base) if base else None)
 
     def summary(self) -> dict[str, Any]:
@@ -226,7 +241,10 @@ class LearnedLatency(LatencyModel, SummedCost):
 def load_latency(path: str | Path) -> LatencyTable | LatencyTables | LearnedLatency:
     """What `save` of any latency model wrote. Raises InvalidConfiguration."""
     value = read_json_object(Path(path))
-    return LearnedLatency.from_json(value) if value.get("format") == LearnedLatency.format else read_table(value)
+    try:
+        return LearnedLatency.from_json(value) if value.get("format") == LearnedLatency.format else read_table(value)
+    except InvalidConfiguration as error:
+        raise InvalidConfiguration(f"{path}: {error}; copy it again, or `ofa profile` again") from error
 
 
 def _base_cost(base: LatencyModel | None, layers: Sequence[LayerSpec]) -> float:

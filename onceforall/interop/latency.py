@@ -9,7 +9,7 @@ are read as they are: no correction, no validation.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from onceforall.cost.latency import LatencyTable, LatencyTables, Timing
 from onceforall.errors import InvalidConfiguration, OutOfDomain
 from onceforall.layers import ConvSpec, LayerSpec, LinearSpec, MBConvSpec, PoolSpec
 from onceforall.space import SearchSpace
+
+DEEPEST = 10  # levels of YAML, the document and the stream among them
 
 SHAPES = "input:{0.in_size}x{0.in_size}x{0.in_channels}-output:{0.out_size}x{0.out_size}x{0.out_channels}"
 
@@ -115,12 +117,20 @@ def _read(path: Path) -> tuple[dict[str, Any], Dialect]:
     except ImportError as error:
         raise InvalidConfiguration("latency tables in YAML need PyYAML: pip install 'onceforall[interop]'") from error
     try:
-        # The C loader is ten times faster where it was built.
-        value = yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        text = path.read_text()
+    except UnicodeDecodeError as error:
+        raise InvalidConfiguration(f"{path} is not YAML: {error}") from error
     except OSError as error:
         raise InvalidConfiguration(f"cannot read {path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise InvalidConfiguration(f"{path} is not YAML: {error}") from error
+    try:
+        # The C loader is ten times faster where it was built; it builds what is nested without a limit of depth.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        _check_yaml(path, yaml.parse(text, loader))
+        value = yaml.load(text, loader)
+    except InvalidConfiguration:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InvalidConfiguration(f"{path} is not YAML: {error!s:.300}") from error
     if not isinstance(value, dict):
         raise InvalidConfiguration(f"{path} is not a latency table: expected keys with their means (ms)")
     blocks = [name for name in value if isinstance(name, str) and name.startswith(("expanded_conv-", "MBConv-"))]
@@ -128,6 +138,20 @@ def _read(path: Path) -> tuple[dict[str, Any], Dialect]:
         if any(dialect.mark in name for name in blocks):
             return value, dialect
     raise InvalidConfiguration(f"{path} is not a latency table: no key begins with expanded_conv- or MBConv-")
+
+
+def _check_yaml(path: Path, events: Iterable[Any]) -> None:
+    """Raises InvalidConfiguration for what no latency table has: values inside values inside values, and aliases."""
+    depth = 0
+    for event in events:
+        kind = type(event).__name__
+        depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
+        if kind == "AliasEvent" or depth > DEEPEST:
+            what = "an alias" if kind == "AliasEvent" else f"more than {DEEPEST} levels"
+            raise InvalidConfiguration(
+                f"{path} is not a latency table: {what} in line {event.start_mark.line + 1}; expected keys with their "
+                "means (ms)"
+            )
 
 
 def _timing(layer: LayerSpec, key: str | None, measured: Mapping[str, Any], path: str | Path) -> Timing:
@@ -139,8 +163,6 @@ def _timing(layer: LayerSpec, key: str | None, measured: Mapping[str, Any], path
         entry = measured[key]
         spread = entry["std"] if "std" in entry else math.sqrt(entry.get("var", 0.0))
         timing = Timing(float(entry["mean"]), float(spread), int(entry.get("count", 0)))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InvalidConfiguration(f"{path}: {key} holds no mean (ms): {measured[key]!r}") from error
-    if not 0 <= timing.median < math.inf:
-        raise InvalidConfiguration(f"{path}: {key} takes {timing.median} ms: expected a finite time of at least 0")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InvalidConfiguration(f"{path}: {key} holds no mean (ms) in {measured[key]!r:.100}: {error}") from error
     return timing

@@ -4,12 +4,14 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from onceforall import spaces
 from onceforall.cost.latency import LatencyTable, Timing, fit_line, unique_layers
+from onceforall.cost.learned import load_latency
 from onceforall.cost.model import Constraint
 from onceforall.cost.validation import Validation
 from onceforall.errors import InvalidConfiguration, OutOfDomain
@@ -113,3 +115,25 @@ def test_a_bound_must_be_positive_and_finite(bound: float, tiny_space: SearchSpa
 def test_a_constraint_reads_as_a_sentence(tiny_space: SearchSpace) -> None:
     table = LatencyTable({}, {"x": Timing(1.0, 0.0, 1)})
     assert str(Constraint(table, 8.0)) == "latency <= 8 ms"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": -1.0}, "scale -1.0: expected a finite number above 0"),
+        ({"constant": -100.0}, "constant -100.0: expected a finite time of at least -"),
+        ({"median": -5.0}, "median -5.0: expected a finite time of at least 0 ms"),
+        ({"median": "x"}, "Expected `float`, got `str`"),
+        ({"count": -1}, "count -1: expected an integer of at least 0"),
+        ({"more": 1}, "unknown field"),
+    ],
+)
+def test_a_file_with_times_that_cannot_be_is_refused_by_its_name(
+    change: dict[str, Any], message: str, tiny_space: SearchSpace, tmp_path: Path
+) -> None:
+    value = LatencyTable.synthetic(tiny_space).to_json()
+    table = change.keys() & {"scale", "constant"}
+    (value if table else next(iter(value["entries"].values()))).update(change)
+    (tmp_path / "t.json").write_text(json.dumps(value))
+    with pytest.raises(InvalidConfiguration, match=f"t.json: .*{message}"):
+        load_latency(tmp_path / "t.json")

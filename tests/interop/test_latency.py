@@ -242,7 +242,29 @@ def test_a_mean_that_is_no_time_is_named(mean: float, tmp_path: Path) -> None:
     space = spaces.proxyless(1.0, (96,))
     key = "Conv-input:96x96x3-output:48x48x32"
     path = write(tmp_path / "phone.yaml", made_up(space) | {key: {"mean": mean}})
-    with pytest.raises(InvalidConfiguration, match=rf"{key} takes {mean} ms: expected a finite time"):
+    with pytest.raises(InvalidConfiguration, match=rf"{path}: {key} .*: median {mean}: expected a finite time"):
+        read_latency(path, space)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 200_000, "more than 10 levels"),
+        ("a: &a [x, x]\nb: [*a, *a]\n", "an alias in line 2"),
+        ("MBConv-x: {mean: 1.0", "is not YAML"),
+    ],
+)
+def test_yaml_that_only_takes_memory_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "table.yaml").write_text(text)
+    with pytest.raises(InvalidConfiguration, match=message):
+        read_latency(tmp_path / "table.yaml", spaces.proxyless(1.0, (96,)))
+
+
+def test_an_entry_whose_count_is_no_number_is_named(tmp_path: Path) -> None:
+    space = spaces.proxyless(1.0, (96,))
+    key = "Conv-input:96x96x3-output:48x48x32"
+    path = write(tmp_path / "phone.yaml", made_up(space) | {key: {"mean": 1.0, "count": float("inf")}})
+    with pytest.raises(InvalidConfiguration, match=rf"{path}: {key} holds no mean"):
         read_latency(path, space)
 
 
