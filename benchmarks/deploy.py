@@ -57,6 +57,7 @@ from onceforall.profiling.profile import profile
 from onceforall.report.progress import Steps
 from onceforall.search.evolution import search
 
+MAX_DROP = 0.5  # as `ofa specialize` has it
 console = Console(stderr=True, width=150)
 
 
@@ -94,7 +95,7 @@ def exported(
         loads, found = [], []
         for device in own:
             call = call_on(name, entry, data, folder / f"{name}-{device.precision}", report)
-            exporter, chosen = call.exporter, keep_sensitive(call, device, False)
+            exporter, chosen = call.exporter, keep_sensitive(call, device, False, MAX_DROP)
             judged, without, size = [], [], []
             for index, network in enumerate(networks):
                 report(f"{name} {device.precision}", index, len(networks))
@@ -141,7 +142,7 @@ def over_the_space(
 ) -> dict[str, Any]:
     """Rank agreement of fp32 and int8 over networks of every accuracy, not those of the front alone; label images."""
     call = call_on(target.name, entry, data, folder / f"space-{target.name}-{target.precision}", report)
-    device = keep_sensitive(call, target, False)
+    device = keep_sensitive(call, target, False, MAX_DROP)
     archs, lost = changes(call, device, count)
     before = np.array([call.label_score(arch) for arch in archs])
     return {
@@ -161,7 +162,7 @@ def quantisation_aware(
 ) -> dict[str, Any]:
     """Networks for int8 budgets, by a search that knows int8 and by one that knows fp32, both measured in int8."""
     call, plain = call_on(name, entry, data, folder / "aware", report), devices.by_name(name)
-    precisions = choose_precision(call, plain, plain.with_precision("int8"), full_int8=False)
+    precisions = choose_precision(call, plain, plain.with_precision("int8"), full_int8=False, max_drop=MAX_DROP)
     low, exporter, space = precisions.low, call.exporter, call.space
     assert low is not None
     models: dict[str, Latency] = {}

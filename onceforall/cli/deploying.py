@@ -61,7 +61,7 @@ def specialize(
     quantize: Annotated[
         str | None, typer.Option(help="int8 or bf16, as well as fp32: the faster one that is accurate enough is used.")
     ] = None,
-    max_drop: Annotated[float, typer.Option(help="Points of the score that a quantised network may lose.")] = 0.5,
+    max_drop: Annotated[float, typer.Option(help="Points of the score that a quantised network may lose to be used.")] = 0.5,
     quantized_labels: Annotated[
         int, typer.Option(help="Sub-networks to label in the --quantize precision, to correct the predictor.")
     ] = 0,
@@ -133,6 +133,8 @@ def specialize(
     if any(len(network.exports) > 1 for network in found.networks):
         console.print(tables.exports(found))
     console.print(tables.quality(found))
+    for sentence in found.about["losses"]:
+        console.print(f"[red]{escape(sentence)}[/]")
     announce(out, f": networks, manifest.json, MODEL_CARD.md,{' latency.json,' if found.table else ''} front.png")
     typer.echo(json.dumps(found.summary()))
 
