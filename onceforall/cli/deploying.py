@@ -22,7 +22,7 @@ from onceforall.deploy.specialize import specialize as run_specialize
 from onceforall.deploy.verify import verify as run_verify
 from onceforall.devices import by_name
 from onceforall.errors import BrokenClaim, DataUnavailable, InvalidConfiguration, OFAError
-from onceforall.files import check_writable, sha256
+from onceforall.files import check_writable
 from onceforall.report import tables
 from onceforall.report.progress import Steps
 from onceforall.tasks import task_of
@@ -61,7 +61,9 @@ def specialize(
     quantize: Annotated[
         str | None, typer.Option(help="int8 or bf16, as well as fp32: the faster one that is accurate enough is used.")
     ] = None,
-    max_drop: Annotated[float, typer.Option(help="Points of the score that a quantised network may lose to be used.")] = 0.5,
+    max_drop: Annotated[
+        float, typer.Option(help="Points of the score that a quantised network may lose to be used.")
+    ] = 0.5,
     quantized_labels: Annotated[
         int, typer.Option(help="Sub-networks to label in the --quantize precision, to correct the predictor.")
     ] = 0,
@@ -103,7 +105,7 @@ def specialize(
     targets = [exports.parse(text, threads) for text in export or ()]
     entry = load_model(model)
     images = open_data(data, notify)
-    about = {"name": entry.name, "model": model, "sha256": sha256(entry.folder / "supernet.safetensors")}
+    about = {"name": entry.name, "model": model, "sha256": entry.weights_sha256}
     limits = read_limits(entry.supernet.space, limit, macs=macs, params=params, memory=memory, weights=weights)
     with Steps(console) as report:
         found = run_specialize(
@@ -154,7 +156,7 @@ def verify(
     source, entry, images, digest = manifest["supernet"], None, None, None
     try:
         entry = load_model(model or str(source.get("model")), labels=False)
-        digest = sha256(entry.folder / "supernet.safetensors")
+        digest = entry.weights_sha256
         if not model and digest != source.get("sha256"):
             raise InvalidConfiguration(f"{entry.folder} holds other weights than those")
     except OFAError as problem:

@@ -62,7 +62,10 @@ def _blocks(manifest: dict[str, Any], networks: Sequence[Specialized]) -> Iterat
     for runtime, rows in manifest["sensitivity"].items():
         yield _table(
             (f"layers of int8 networks in fp32, {runtime}", f"label {score.name} of the largest"),
-            [(", ".join(map(str, row["kept"])) or "none", score.text(row[f"label_{score.key}"]["value"])) for row in rows],
+            [
+                (", ".join(map(str, row["kept"])) or "none", score.text(row[f"label_{score.key}"]["value"]))
+                for row in rows
+            ],
         )
     if manifest.get("losses"):
         yield "**Not accurate enough.** " + "; ".join(manifest["losses"]) + "."

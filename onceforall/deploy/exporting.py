@@ -90,7 +90,7 @@ class Exporter:
         )
 
     def noise(self, arch: Architecture, device: Device) -> float:
-        """How far an int8 sub-network's outputs are from torch's, on what it was calibrated with: share of the energy."""
+        """How far an int8 sub-network's outputs are from torch's, on its calibration images: share of energy."""
         images = self._images_for(arch, "int8")
         assert images is not None
         with torch.inference_mode():

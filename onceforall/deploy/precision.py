@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,7 @@ def by_sensitivity(call: Call, arch: Architecture, device: Device, kept: tuple[i
     for layer in call.each("sensitive layers of the whole network", others):
         more = device.keeping((*kept, layer))
         step = f"noise {device.name} {[*more.kept]} {call.exporter.key(arch)}"
-        noise.append(call.done.once(step, lambda more=more: call.exporter.noise(arch, more)))
+        noise.append(call.done.once(step, partial(call.exporter.noise, arch, more)))
     return [others[place] for place in np.argsort(noise, kind="stable")]
 
 

@@ -80,8 +80,9 @@ def specialize(
     searches are for fp32, and the manifest says so. Every network is exported in both; the fastest export is
     the one to use which holds the budget and loses at most `max_drop` of the score on the label images: one that
     loses more is never used, and the manifest's `losses` name every export that does so on the test images. Layers
-    stay in fp32 in int8 networks where that makes the largest network more accurate on the label images (`keep_sensitive`
-    says which are tried), unless `full_int8` asks for every layer in int8, as accelerators without floating point need it.
+    stay in fp32 in int8 networks where that makes the largest network more accurate on the label images
+    (`keep_sensitive` says which are tried), unless `full_int8` asks for every layer in int8, as accelerators without
+    floating point need it.
     quantized_labels: how many sub-networks are labelled in that precision, on the device, to correct the
     accuracy predictor before a search.
     finetune: epochs for which what was searched or given goes on training, after it was chosen.

@@ -61,10 +61,12 @@ class LiteRtDevice(Device):
         if kept:
             never = self.needs("ai_edge_quantizer.algorithm_manager").AlgorithmName.NO_QUANTIZE
             operations = self.needs("ai_edge_quantizer.qtyping").TFLOperationName
-            # A tensor is named after its modules, /SubNetwork_wrapped/ConvNormAct_0/Conv2d_conv; or is the output. After
-            # the first ; come modules whose constants it shares.
+            # A tensor is named after its modules, /SubNetwork_wrapped/ConvNormAct_0/Conv2d_conv; or is the output.
+            # Behind a ; are names of others whose constants it shares.
             places = "|".join(map(str, sorted(kept)))
-            names = rf"^[^;]*_wrapped/[^/;]*_({places})[/;]" + ("|^serving_default_output" if layers - 1 in kept else "")
+            names = rf"^[^;]*_wrapped/[^/;]*_({places})[/;]" + (
+                "|^serving_default_output" if layers - 1 in kept else ""
+            )
             manager.add_quantization_config(names, operations.ALL_SUPPORTED, algorithm_key=never)
             if 0 in kept:
                 manager.add_quantization_config("^", operations.INPUT, algorithm_key=never)

@@ -26,7 +26,9 @@ def self_contained(content: bytes) -> bytes:
         return content
     result = _packed(files.read_model_from_bytearray(content))
     if left := outside(result):
-        raise InvalidConfiguration(f"{left} bytes of the .tflite lie behind its flatbuffer, where not every runtime looks")
+        raise InvalidConfiguration(
+            f"{left} bytes of the .tflite lie behind its flatbuffer, where not every runtime looks"
+        )
     return result
 
 

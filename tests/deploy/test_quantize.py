@@ -233,8 +233,12 @@ def test_sensitive_layers_are_looked_for_in_the_whole_network(
         if device is None:
             return 90.0
         others = len({*order[:enough]} & {*device.kept})
-        return 80.0 + len({0, 1} & {*device.kept}) + 0.1 * others + (8 if others == enough else 0) - 0.3 * (
-            tuple(device.kept) == (0, 1, 2)
+        return (
+            80.0
+            + len({0, 1} & {*device.kept})
+            + 0.1 * others
+            + (8 if others == enough else 0)
+            - 0.3 * (tuple(device.kept) == (0, 1, 2))
         )
 
     def noise(self: Exporter, arch: object, device: Any) -> float:
