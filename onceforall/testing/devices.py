@@ -149,8 +149,11 @@ class DeviceSuite:
         with torch.no_grad():
             for parameter in (scale.reduce.weight, scale.reduce.bias, scale.expand.weight):  # type: ignore[union-attr]
                 parameter *= 1e-6  # type: ignore[operator]
-            scale.expand.bias.copy_(torch.linspace(-2, 2, 64))  # type: ignore[union-attr, operator]
-        self._assert_parity(device, network, shape, 8, "a squeeze-excite whose weights were switched off")
+            scale.expand.bias.copy_(torch.tensor([-4.0, 4.0]).repeat(32))  # type: ignore[union-attr, operator]
+        images = _images((8, *shape[1:]))
+        expected, found = _torch(network, images), _outputs(device, network, shape, images)
+        error = float(np.abs(found - expected).max() / np.abs(expected).max())
+        assert error <= 0.05, f"a squeeze-excite whose weights were switched off: outputs differ by {error:.2g}"
 
     def test_calibration_images_must_fit(self, device: Device) -> None:
         """Where the precision takes any: those of other sizes and none at all are refused."""

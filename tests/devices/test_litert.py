@@ -147,11 +147,11 @@ def test_biases_that_int32_cannot_hold_are_kept_whole(make_device: MakeDevice) -
             scale.reduce.weight.fill_(1e-7)
             scale.reduce.bias.fill_(1e-6)
             scale.expand.weight.fill_(1e-8)
-            scale.expand.bias.copy_(torch.linspace(-2, place, 64))
+            scale.expand.bias.copy_(torch.tensor([-4.0, 3.0 + place]).repeat(32))
     images = random_images((8, *SHAPE[1:]))
     device = make_device("litert-builtin", "int8")
     session = device.load(device.convert(network, SHAPE, images), SHAPE)
     found = np.concatenate([session(image[None]) for image in images])
     with torch.inference_mode():
         expected = network(torch.from_numpy(images)).numpy()
-    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
