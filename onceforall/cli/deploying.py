@@ -135,7 +135,7 @@ def specialize(
     if any(len(network.exports) > 1 for network in found.networks):
         console.print(tables.exports(found))
     console.print(tables.quality(found))
-    for sentence in found.about["losses"]:
+    for sentence in found.about.get("losses", ()):
         console.print(f"[red]{escape(sentence)}[/]")
     announce(out, f": networks, manifest.json, MODEL_CARD.md,{' latency.json,' if found.table else ''} front.png")
     typer.echo(json.dumps(found.summary()))
