@@ -22,7 +22,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 $(VENV)/.installed: EXTRAS := dev
-$(VENV)-runtimes/.installed: EXTRAS := dev,$(RUNTIMES)
+$(VENV)-runtimes/.installed: EXTRAS := dev,$(RUNTIMES),tflite-micro
 $(VENV)/.installed $(VENV)-runtimes/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 13), f"Python {sys.version.split()[0]}: 3.11 or 3.12 is needed; say make PYTHON=python3.12"'
 	$(PYTHON) -m venv $(@D)

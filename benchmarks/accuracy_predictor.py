@@ -260,6 +260,7 @@ def main() -> None:
         report["data"][name] = found = judge(data, counts, options.predictors, options.splits, name)
         show(console, name, found)
         if name == "cifar10":
+            report["weights_sha256"] = ofa.zoo.load("cifar10").weights_sha256
             found["searched"] = searched(data, counts, options.predictors, options.measure)
             kind = "measured_top1" if options.measure else "estimated_top1"
             view = Table("labels", "predictor", "predicted", kind.replace("_", " "), title="selected by a search")

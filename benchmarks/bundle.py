@@ -54,7 +54,7 @@ def main() -> None:
     chosen = {"fast": space.smallest(), "medium": medium, "best": space.largest()}
     saved = weight_bytes(ofa.write_bundle(shipped.supernet, chosen, data, out))
     measured = ofa.measure_bundle(out, shipped.supernet, data)["measured"]
-    print(json.dumps({"weight_bytes": saved, **measured}))
+    print(json.dumps({"weights_sha256": shipped.weights_sha256, "weight_bytes": saved, **measured}))
 
 
 if __name__ == "__main__":

@@ -75,11 +75,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time")
     parser.add_argument("--runs", type=Path, default=Path("runs/card"), help="where they are kept")
     options = parser.parse_args()
-    if options.model in ofa.zoo.NAMES:
-        supernet = ofa.zoo.load(options.model).supernet
-    else:
-        supernet = ofa.load_supernet(Path(options.model) / "supernet.safetensors")
-    data, space = ofa.cifar10(), supernet.space
+    shipped = options.model in ofa.zoo.NAMES
+    entry = ofa.zoo.load(options.model) if shipped else ofa.zoo.load_run(Path(options.model), labels=False)
+    supernet, data = entry.supernet, ofa.cifar10()
+    space = supernet.space
     rows = []
     for name, arch in track(named(space, options.seed), description="measuring"):
         layers = space.lower(arch)
@@ -113,7 +112,8 @@ def main() -> None:
         )
     random = [row["test_top1"] for row in rows if row["name"].startswith("random")]
     print(f"\nRandom sub-networks: mean {np.mean(random):.2f}, lowest {min(random):.2f}, highest {max(random):.2f}.")
-    print(json.dumps({"benchmark": "card", "model": options.model, "seed": options.seed, "rows": rows}))
+    about = {"benchmark": "card", "model": options.model, "weights_sha256": entry.weights_sha256, "seed": options.seed}
+    print(json.dumps({**about, "rows": rows}))
 
 
 if __name__ == "__main__":

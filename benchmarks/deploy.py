@@ -15,12 +15,15 @@ On the shipped CIFAR-10 supernet, on this machine's processor, one thread, batch
   alone (latency budget divided by the median ratio) and quantises what it finds. Both networks in int8: latency and
   test top-1. Does it pick better networks?
 * space (--space): --labels networks of every accuracy in fp32 and int8, on the label images: does int8 rank them alike?
+* int8 (--int8): the largest network and what searches find within 8.06 and 10.8 MMACs, with the layers in fp32 that
+  `specialize` chooses on the label images; drop on all test images, nothing timed. Aim: at most 0.5 points each.
 
 Prints tables, and one line of JSON last; --out writes that as well.
 
     python benchmarks/deploy.py                                     # runtimes that are installed
     python benchmarks/deploy.py --devices onnxruntime openvino --aware openvino
     python benchmarks/deploy.py --space onnxruntime:int8 openvino:int8
+    python benchmarks/deploy.py --int8 litert-builtin onnxruntime
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ from onceforall.profiling.profile import profile
 from onceforall.report.progress import Steps
 from onceforall.search.evolution import search
 
+MAX_DROP = 0.5  # as `ofa specialize` has it
 console = Console(stderr=True, width=150)
 
 
@@ -94,7 +98,7 @@ def exported(
         loads, found = [], []
         for device in own:
             call = call_on(name, entry, data, folder / f"{name}-{device.precision}", report)
-            exporter, chosen = call.exporter, keep_sensitive(call, device, False)
+            exporter, chosen = call.exporter, keep_sensitive(call, device, False, MAX_DROP)
             judged, without, size = [], [], []
             for index, network in enumerate(networks):
                 report(f"{name} {device.precision}", index, len(networks))
@@ -141,7 +145,7 @@ def over_the_space(
 ) -> dict[str, Any]:
     """Rank agreement of fp32 and int8 over networks of every accuracy, not those of the front alone; label images."""
     call = call_on(target.name, entry, data, folder / f"space-{target.name}-{target.precision}", report)
-    device = keep_sensitive(call, target, False)
+    device = keep_sensitive(call, target, False, MAX_DROP)
     archs, lost = changes(call, device, count)
     before = np.array([call.label_score(arch) for arch in archs])
     return {
@@ -156,12 +160,31 @@ def over_the_space(
     }
 
 
+def int8_drops(name: str, entry: zoo.Entry, data: Any, folder: Path, report: Any) -> dict[str, Any]:
+    """What three networks lose in int8 on all test images."""
+    target = devices.by_name(name, 1, "int8")
+    call = call_on(name, entry, data, folder / f"int8-{name}", report)
+    predictor, _ = fit_predictor(call)
+    bounds = [ofa.MACs().at_most(most) for most in (8.06e6, 10.8e6)]
+    archs = [call.space.largest(), *(search(call.space, predictor, [bound]).architecture for bound in bounds)]
+    device = keep_sensitive(call, target, False, MAX_DROP)
+    rows = []
+    for arch in call.each(f"{name} int8 on test images", archs):
+        before = call.exporter.in_torch(arch, "test")
+        judged = call.exporter.judge(arch, device, call.exporter.convert(arch, device), "test")
+        drop = round(before - judged.score, 2)
+        rows.append({"network": str(arch), "fp32": before, "int8": judged.score, "drop": drop})
+        console.print(name, rows[-1])
+    about = device.describe()
+    return {"device": name, "runtime": about["runtime"], "kept": [*device.kept], **call.sensitivity, "networks": rows}
+
+
 def quantisation_aware(
     name: str, entry: zoo.Entry, data: Any, folder: Path, count: int, labels: int, report: Any
 ) -> dict[str, Any]:
     """Networks for int8 budgets, by a search that knows int8 and by one that knows fp32, both measured in int8."""
     call, plain = call_on(name, entry, data, folder / "aware", report), devices.by_name(name)
-    precisions = choose_precision(call, plain, plain.with_precision("int8"), full_int8=False)
+    precisions = choose_precision(call, plain, plain.with_precision("int8"), full_int8=False, max_drop=MAX_DROP)
     low, exporter, space = precisions.low, call.exporter, call.space
     assert low is not None
     models: dict[str, Latency] = {}
@@ -210,6 +233,7 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", help="runtimes; default: all that work here")
     parser.add_argument("--aware", metavar="DEVICE", help="quantisation-aware search against quantising after")
     parser.add_argument("--space", nargs="+", metavar="DEVICE:PRECISION", help="rank agreement over the space alone")
+    parser.add_argument("--int8", nargs="+", metavar="DEVICE", help="what three networks lose in int8 alone")
     parser.add_argument("--labels", type=int, default=32, help="sub-networks labelled in int8")
     parser.add_argument("--data", default="cifar10")
     parser.add_argument("--out", type=Path)
@@ -227,7 +251,11 @@ def main() -> None:
         if options.space:
             chosen = [devices.by_name(name, 1, precision) for name, precision in (s.split(":") for s in options.space)]
             found = [over_the_space(each, entry, data, folder, options.labels, report) for each in chosen]
-            write({"benchmark": "deploy", "space": found}, options.out)
+            write({"benchmark": "deploy", "weights_sha256": entry.weights_sha256, "space": found}, options.out)
+            return
+        if options.int8:
+            rows = [int8_drops(name, entry, data, folder, report) for name in options.int8]
+            write({"benchmark": "deploy", "weights_sha256": entry.weights_sha256, "int8": rows}, options.out)
             return
         began = time.perf_counter()
         device = devices.by_name("onnxruntime")
@@ -253,6 +281,7 @@ def main() -> None:
     console.print(table)
     result = {
         "benchmark": "deploy",
+        "weights_sha256": entry.weights_sha256,
         "machine": device.describe(),
         "networks": [network.to_json(call.score) for network in networks],
         "seconds": round(seconds, 1),

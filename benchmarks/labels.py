@@ -38,7 +38,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    supernet, data = zoo.load("cifar10").supernet, cifar10()
+    shipped, data = zoo.load("cifar10"), cifar10()
+    supernet = shipped.supernet
     shared, halved = Evaluator(supernet, data, "label"), Evaluator(supernet, data, "label", "bf16")
     ways: dict[str, Callable[[Architecture], float]] = {
         "each by itself": lambda arch: measure_top1(supernet, arch, data, "label"),
@@ -73,7 +74,8 @@ def main() -> None:
         table.add_row(name, *(f"{value:.3f}" for value in values.values()))
         result[name] = {key: round(value, 4) for key, value in values.items()}
     console.print(table)
-    print(json.dumps({"benchmark": "labels", "networks": options.networks, "threads": options.threads, **result}))
+    about = {"benchmark": "labels", "weights_sha256": shipped.weights_sha256}
+    print(json.dumps({**about, "networks": options.networks, "threads": options.threads, **result}))
 
 
 if __name__ == "__main__":

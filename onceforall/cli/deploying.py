@@ -31,7 +31,7 @@ from onceforall.deploy.specialize import specialize as run_specialize
 from onceforall.deploy.verify import verify as run_verify
 from onceforall.devices import by_name
 from onceforall.errors import BrokenClaim, DataUnavailable, InvalidConfiguration, OFAError
-from onceforall.files import check_writable, sha256
+from onceforall.files import check_writable
 from onceforall.report import tables
 from onceforall.report.progress import Steps
 from onceforall.tasks import task_of
@@ -70,7 +70,9 @@ def specialize(
     quantize: Annotated[
         str | None, typer.Option(help="int8 or bf16, as well as fp32: the faster one that is accurate enough is used.")
     ] = None,
-    max_drop: Annotated[float, typer.Option(help="Points of the score that a quantised network may lose.")] = 0.5,
+    max_drop: Annotated[
+        float, typer.Option(help="Points of the score that a quantised network may lose to be used.")
+    ] = 0.5,
     quantized_labels: Annotated[
         int, typer.Option(help="Sub-networks to label in the --quantize precision, to correct the predictor.")
     ] = 0,
@@ -113,7 +115,7 @@ def specialize(
     entry = load_model(model)
     source = data_source(data, model)
     images = open_data(source, notify)
-    about = {"name": entry.name, "model": model, "sha256": sha256(entry.folder / "supernet.safetensors")}
+    about = {"name": entry.name, "model": model, "sha256": entry.weights_sha256}
     limits = read_limits(entry.supernet.space, limit, macs=macs, params=params, memory=memory, weights=weights)
     with Steps(console) as report:
         found = run_specialize(
@@ -143,6 +145,8 @@ def specialize(
     if any(len(network.exports) > 1 for network in found.networks):
         console.print(tables.exports(found))
     console.print(tables.quality(found))
+    for sentence in found.about.get("losses", ()):
+        console.print(f"[red]{escape(sentence)}[/]")
     announce(out, f": networks, manifest.json, MODEL_CARD.md,{' latency.json,' if found.table else ''} front.png")
     typer.echo(json.dumps(found.summary()))
 
@@ -162,7 +166,7 @@ def verify(
     source, entry, images, digest = manifest["supernet"], None, None, None
     try:
         entry = load_model(model or str(source.get("model")), labels=False)
-        digest = sha256(entry.folder / "supernet.safetensors")
+        digest = entry.weights_sha256
         if not model and digest != source.get("sha256"):
             raise InvalidConfiguration(f"{entry.folder} holds other weights than those")
     except OFAError as problem:

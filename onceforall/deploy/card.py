@@ -61,9 +61,14 @@ def _blocks(manifest: dict[str, Any], networks: Sequence[Specialized]) -> Iterat
         )
     for runtime, rows in manifest["sensitivity"].items():
         yield _table(
-            (f"first layers of int8 networks in fp32, {runtime}", f"label {score.name} of the largest"),
-            [(str(len(row["kept"])), score.text(row[f"label_{score.key}"]["value"])) for row in rows],
+            (f"layers of int8 networks in fp32, {runtime}", f"label {score.name} of the largest"),
+            [
+                (", ".join(map(str, row["kept"])) or "none", score.text(row[f"label_{score.key}"]["value"]))
+                for row in rows
+            ],
         )
+    if manifest.get("losses"):
+        yield "**Not accurate enough.** " + "; ".join(manifest["losses"]) + "."
     yield "## Input and output"
     yield "\n".join(_input(manifest["input"], networks))
     yield "## Data"

@@ -190,22 +190,22 @@ class Choosing:
 def export_to_use(
     network: Specialized, precisions: Precisions, max_drop: float, score: Score = CLASSIFICATION.score
 ) -> int:
-    """Within the budget and accurate enough, the fastest; else the best within the budget. The place of the export."""
+    """The fastest that is accurate enough and within the budget, else the fastest that is accurate enough: its place.
+
+    fp32 always is. What loses more than `max_drop` on the label images is never used: the budget is missed then,
+    which is seen, and `Choosing.hold_budgets` looks for a smaller network.
+    """
     if precisions.target is None:
         return 0
     exports, bound = network.exports, network.latency_budget_ms or math.inf
     own = [index for index, export in enumerate(exports) if export.device == precisions.target.name]
     if precisions.low is None:
         return own[0]
-    within = [index for index in own if exports[index].latency_ms <= bound]
-    if not within:
-        return min(own, key=lambda index: exports[index].latency_ms)
     worth = {index: score.goal(value_of(exports[index].label_score)) for index in own}
     fp32 = next(worth[index] for index in own if exports[index].precision == "fp32")
-    accurate = [index for index in within if worth[index] >= fp32 - max_drop]
-    if accurate:
-        return min(accurate, key=lambda index: exports[index].latency_ms)
-    return max(within, key=worth.__getitem__)
+    accurate = [index for index in own if worth[index] >= fp32 - max_drop]
+    within = [index for index in accurate if exports[index].latency_ms <= bound]
+    return min(within or accurate, key=lambda index: exports[index].latency_ms)
 
 
 def needed(limit: Constraint, layers: Layers) -> Needed:

@@ -89,6 +89,16 @@ class Exporter:
             100 * float((outputs.argmax(1) == expected.argmax(1)).mean()),
         )
 
+    def noise(self, arch: Architecture, device: Device) -> float:
+        """How far an int8 sub-network's outputs are from torch's, on its calibration images: share of energy."""
+        images = self._images_for(arch, "int8")
+        assert images is not None
+        with torch.inference_mode():
+            expected = self.plain(arch)(torch.from_numpy(images)).numpy()
+        session = device.load(self.convert(arch, device), image_shape(arch))
+        outputs = np.concatenate([session(image[None]) for image in images])
+        return float(((outputs - expected) ** 2).sum() / (expected**2).sum())
+
     def _expected(self, arch: Architecture, split: Split) -> Outputs:
         """torch's outputs of a split, in fp32, [images, classes]."""
         if (arch, split) not in self._outputs:

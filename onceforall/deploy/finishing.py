@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ from onceforall.deploy.call import Call
 from onceforall.deploy.choosing import Choosing
 from onceforall.deploy.exporting import PARITY, Exporter, read_files
 from onceforall.deploy.exports import Export
-from onceforall.deploy.manifest import Exported, File, Finetuning, Number, Specialized, number
+from onceforall.deploy.manifest import Exported, File, Finetuning, Number, Specialized, number, value_of
 from onceforall.devices.memory import measure_memory
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.supernet import Network
@@ -87,6 +88,25 @@ def verified(call: Call, networks: Sequence[Specialized]) -> list[Specialized]:
             network = replace(network, test_score=_in_torch(call, network))
         result.append(network)
     return result
+
+
+def losses(call: Call, networks: Sequence[Specialized], max_drop: float) -> list[str]:
+    """A sentence on each quantised export that loses more than `max_drop` on the test images, for all to read."""
+    score, found = call.score, []
+    for network in networks:
+        low = [export for export in network.exports if export.precision != "fp32" and export.test_score]
+        plain = [value_of(export.test_score) for export in network.exports if export.precision == "fp32"]
+        measured = [value for value in plain if not math.isnan(value)]
+        if low and not measured:
+            measured = [_in_torch(call, network).value]
+        for export in low:
+            drop = score.goal(measured[0]) - score.goal(value_of(export.test_score))
+            if drop > max_drop:
+                found.append(
+                    f"{network.name}: {export.name} loses {drop:.2f} points of {score.name} against fp32 on the test "
+                    f"images, more than the {max_drop:g} of --max-drop"
+                )
+    return found
 
 
 def _verified(call: Call, network: Specialized, export: Exported) -> Exported:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from onceforall.architecture import Architecture
 from onceforall.deploy.call import Call
 from onceforall.deploy.exports import DeviceExport, Export
 from onceforall.deploy.manifest import Number
@@ -15,8 +17,9 @@ from onceforall.devices.timing import Load, Turns, time_turns
 from onceforall.errors import InvalidConfiguration
 from onceforall.profiling.measuring import whole_network
 
-# First layers that may stay in floating point: their few channels differ most in range, and one scale serves them all.
+# What is tried at first: the first layers' few channels differ most in range, and one scale serves them all.
 KEPT = ((), (0,), (0, 1), (0, 1, 2))
+FURTHER = (1, 2, 4)  # how many others are tried beside them, the most sensitive ones
 QUANTIZED = ("int8", "bf16")
 RANDOM = 6  # networks that are timed beside the smallest and the largest
 TURNS, BURST_SECONDS = 9, 0.02
@@ -62,11 +65,13 @@ def quantized(device: Device | None, precision: str | None) -> Device | None:
     return device.with_precision(precision)
 
 
-def choose_precision(call: Call, plain: Device | None, low: Device | None, full_int8: bool) -> Precisions:
+def choose_precision(
+    call: Call, plain: Device | None, low: Device | None, full_int8: bool, max_drop: float
+) -> Precisions:
     """The searches are for the quantised precision if it is faster."""
     if low is None or plain is None:
         return Precisions(plain)
-    chosen = keep_sensitive(call, low, full_int8)
+    chosen = keep_sensitive(call, low, full_int8, max_drop)
     kept = list(chosen.kept)
     found = call.done.once(f"precision {low.precision} {kept}", lambda: latency_ratio(call, chosen, plain))
     faster = bool(found["latency_ratio"]["value"] < 1)
@@ -74,21 +79,54 @@ def choose_precision(call: Call, plain: Device | None, low: Device | None, full_
     return Precisions(plain, chosen, faster, {**found, "verdict": verdict, "kept": kept})
 
 
-def keep_sensitive(call: Call, device: Device, full_int8: bool) -> Device:
-    """The device with those first layers in fp32 with which the largest network scores best on the label images.
+def keep_sensitive(call: Call, device: Device, full_int8: bool, max_drop: float) -> Device:
+    """The device with those layers in fp32 with which the largest network scores best on the label images.
 
+    The first layers are tried: four conversions, each judged on all label images. Only where the best of them loses
+    more than `max_drop` does the search go through the whole network: one conversion for every other layer, whose
+    outputs on the 128 calibration images are compared with torch's, then at most three judged on all label images.
     What was found goes to `call.sensitivity`.
     """
     if device.precision != "int8" or not device.keeps_layers or full_int8:
         return device
     largest, score = call.space.largest(), call.score
-    found = [call.label_score(largest, device.keeping(kept)) for kept in call.each("sensitive layers", KEPT)]
+    found: dict[tuple[int, ...], float] = {}
+
+    def best() -> tuple[int, ...]:
+        return max(found, key=lambda kept: score.goal(found[kept]))
+
+    def loses() -> bool:
+        return score.goal(call.label_score(largest)) - score.goal(found[best()]) > max_drop
+
+    for kept in call.each("sensitive layers", KEPT):
+        found[kept] = call.label_score(largest, device.keeping(kept))
+    if loses():
+        first = best()
+        others = by_sensitivity(call, largest, device, first)
+        for count in FURTHER:
+            kept = tuple(sorted((*first, *others[:count])))
+            found[kept] = call.label_score(largest, device.keeping(kept))
+            if not loses():
+                break
     call.sensitivity[device.name] = [
         {"kept": list(kept), f"label_{score.key}": asdict(Number(value, score.unit, "measured"))}
-        for kept, value in zip(KEPT, found, strict=True)
+        for kept, value in found.items()
     ]
-    best = int(np.argmax([score.goal(value) for value in found]))
-    return device.keeping(KEPT[best])
+    return device.keeping(best())
+
+
+def by_sensitivity(call: Call, arch: Architecture, device: Device, kept: tuple[int, ...]) -> list[int]:
+    """The layers of a network that are not kept, the most sensitive first.
+
+    That is the one which, kept as well, brings the outputs nearest to torch's.
+    """
+    others = [layer for layer in range(len(call.exporter.plain(arch))) if layer not in kept]
+    noise = []
+    for layer in call.each("sensitive layers of the whole network", others):
+        more = device.keeping((*kept, layer))
+        step = f"noise {device.name} {[*more.kept]} {call.exporter.key(arch)}"
+        noise.append(call.done.once(step, partial(call.exporter.noise, arch, more)))
+    return [others[place] for place in np.argsort(noise, kind="stable")]
 
 
 def latency_ratio(call: Call, low: Device, plain: Device) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from onceforall.deploy.call import Call, FinishedSteps, Report, silent
 from onceforall.deploy.card import write_card
 from onceforall.deploy.choosing import Choosing
 from onceforall.deploy.exports import DeviceExport, Export
-from onceforall.deploy.finishing import exported_further, finetuned, verified
+from onceforall.deploy.finishing import exported_further, finetuned, losses, verified
 from onceforall.deploy.manifest import FORMAT, Specialization, folder_name
 from onceforall.deploy.precision import choose_precision, keep_sensitive, quantized
 from onceforall.deploy.twins import Latency, Twins, changes, check_precision, fit_predictor, latency_model
@@ -79,9 +79,11 @@ def specialize(
 
     quantize: a precision of the device, "int8" or "bf16". Where it is no faster than fp32 there, the
     searches are for fp32, and the manifest says so. Every network is exported in both; the fastest export is
-    the one to use which holds the budget and loses at most `max_drop` of the score on the label images. First
-    layers stay in fp32 in int8 networks where that makes the largest network more accurate on those images, unless
-    `full_int8` asks for every layer in int8, as accelerators without floating point need it.
+    the one to use which holds the budget and loses at most `max_drop` of the score on the label images: one that
+    loses more is never used, and the manifest's `losses` name every export that does so on the test images. Layers
+    stay in fp32 in int8 networks where that makes the largest network more accurate on the label images
+    (`keep_sensitive` says which are tried), unless `full_int8` asks for every layer in int8, as accelerators without
+    floating point need it.
     quantized_labels: how many sub-networks are labelled in that precision, on the device, to correct the
     accuracy predictor before a search.
     finetune: epochs for which what was searched or given goes on training, after it was chosen.
@@ -114,7 +116,7 @@ def specialize(
     write_json(out / "manifest.json", {"format": FORMAT, "state": "running"})
 
     predictor, quality = fit_predictor(call)
-    precisions = choose_precision(call, device, low, full_int8)
+    precisions = choose_precision(call, device, low, full_int8, max_drop)
     target, correction, latency = precisions.target, None, None
     if table is not None or (target is not None and (budgets or not limits)):
         latency = latency_model(call, target, table)
@@ -125,7 +127,7 @@ def specialize(
     different = {(export.name, export.precision): export for export in asked}  # as their files are called
     for export in own:
         different.pop((export.name, export.precision), None)
-    further = [_keeping_sensitive(call, export, full_int8) for export in different.values()]
+    further = [_keeping_sensitive(call, export, full_int8, max_drop) for export in different.values()]
     first = own or further[:1]
 
     twins = Twins(predictor, quality, correction, latency)
@@ -152,6 +154,7 @@ def specialize(
             "quantize": precisions.comparison,
             "sensitivity": call.sensitivity,
             "max_drop": max_drop,
+            "losses": losses(call, networks, max_drop),
             "seed": seed,
             "seconds": time.perf_counter() - began,
             "versions": _versions(),
@@ -192,11 +195,11 @@ def _check_exports(device: Device | None, exports: Sequence[Export], budgets: Se
             )
 
 
-def _keeping_sensitive(call: Call, export: Export, full_int8: bool) -> Export:
-    """The export, which keeps first layers of int8 networks in fp32 where its device can and that scores better."""
+def _keeping_sensitive(call: Call, export: Export, full_int8: bool, max_drop: float) -> Export:
+    """The export, which keeps layers of int8 networks in fp32 where its device can and that scores better."""
     if export.device is None:
         return export
-    device = keep_sensitive(call, export.device, full_int8)
+    device = keep_sensitive(call, export.device, full_int8, max_drop)
     return export if device is export.device else DeviceExport(device)
 
 

@@ -9,6 +9,7 @@ import torch
 
 from onceforall.devices.device import Device, Files, Images, Kept, Model, Session, Shape, layers_of, quietly
 from onceforall.devices.measure import LiteRt, LiteRtBuiltin
+from onceforall.devices.tflite import self_contained, with_whole_biases
 
 
 class LiteRtDevice(Device):
@@ -44,7 +45,7 @@ class LiteRtDevice(Device):
             everything = bool(layers) and len(set(kept)) == layers  # then its quantiser has nothing to do, and fails
             if self.precision == "int8" and not everything:
                 model = self._quantise(model, self.calibration_inputs(calibration, input_shape), kept, layers)
-        return {".tflite": model}
+            return {".tflite": self_contained(model)}
 
     def load(self, files: Files, input_shape: Shape) -> Session:
         return self.session(files[".tflite"], self.threads)
@@ -61,8 +62,11 @@ class LiteRtDevice(Device):
             never = self.needs("ai_edge_quantizer.algorithm_manager").AlgorithmName.NO_QUANTIZE
             operations = self.needs("ai_edge_quantizer.qtyping").TFLOperationName
             # A tensor is named after its modules, /SubNetwork_wrapped/ConvNormAct_0/Conv2d_conv; or is the output.
+            # Behind a ; are names of others whose constants it shares.
             places = "|".join(map(str, sorted(kept)))
-            names = rf"_wrapped/[^/;]*_({places})[/;]" + ("|^serving_default_output" if layers - 1 in kept else "")
+            names = rf"^[^;]*_wrapped/[^/;]*_({places})[/;]" + (
+                "|^serving_default_output" if layers - 1 in kept else ""
+            )
             manager.add_quantization_config(names, operations.ALL_SUPPORTED, algorithm_key=never)
             if 0 in kept:
                 manager.add_quantization_config("^", operations.INPUT, algorithm_key=never)
@@ -76,7 +80,8 @@ class LiteRtDevice(Device):
         calibrator.calibrate({signature: samples}, manager)
         quantizer = self.needs("ai_edge_quantizer.quantizer").Quantizer(model)
         quantizer.load_quantization_recipe(manager.get_quantization_recipe())
-        return bytes(quantizer.quantize(calibrator.get_model_qsvs()).quantized_model)
+        quantised = bytes(quantizer.quantize(calibrator.get_model_qsvs()).quantized_model)
+        return with_whole_biases(quantised, model)
 
 
 class LiteRtBuiltinDevice(LiteRtDevice):

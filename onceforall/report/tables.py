@@ -66,7 +66,7 @@ def exports(result: Specialization) -> Table:
                 export.name + (f": not verified, {export.not_verified}" if export.not_verified else ""),
                 f"{export.bytes / 1024:.0f}",
                 _figure(export.test_score, ".2f"),
-                _plain(drop, ".2f"),
+                f"[red]{drop:.2f}[/]" if drop > result.about.get("max_drop", math.inf) else _plain(drop, ".2f"),
                 _figure(export.agreement, ".2f"),
                 _figure(export.parity, ".1e"),
                 _figure(export.latency, ".3f"),

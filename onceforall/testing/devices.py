@@ -140,6 +140,21 @@ class DeviceSuite:
         moved = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._assert_parity(device, moved, shape, 1, "a network in channels_last")
 
+    def test_weights_that_training_switched_off(self, device: Device) -> None:
+        """Weight decay leaves next to nothing of a branch that does not help: a bias, which no int32 holds in units of
+        its weights' and input's int8.
+        """
+        network, shape = _network(MOBILE)
+        scale: nn.Sequential = network[2].se  # type: ignore[assignment]
+        with torch.no_grad():
+            for parameter in (scale.reduce.weight, scale.reduce.bias, scale.expand.weight):  # type: ignore[union-attr]
+                parameter *= 1e-6  # type: ignore[operator]
+            scale.expand.bias.copy_(torch.tensor([-4.0, 4.0]).repeat(32))  # type: ignore[union-attr, operator]
+        images = _images((8, *shape[1:]))
+        expected, found = _torch(network, images), _outputs(device, network, shape, images)
+        error = float(np.abs(found - expected).max() / np.abs(expected).max())
+        assert error <= 0.05, f"a squeeze-excite whose weights were switched off: outputs differ by {error:.2g}"
+
     def test_calibration_images_must_fit(self, device: Device) -> None:
         """Where the precision takes any: those of other sizes and none at all are refused."""
         if device.precision in self.tolerance:

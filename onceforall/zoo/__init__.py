@@ -8,6 +8,7 @@ from pathlib import Path
 
 from onceforall.checkpoint import load_supernet
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
+from onceforall.files import sha256
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label, read_labels, score_of
 from onceforall.tasks import CLASSIFICATION, Score
@@ -19,6 +20,7 @@ __all__ = ["NAMES", "PUBLISHED", "Entry", "load", "load_run", "specialized"]
 NAMES = ("cifar10",)
 PUBLISHED = tuple(published.SUPERNETS)
 LABELS = "labels.jsonl"
+WEIGHTS = "supernet.safetensors"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Entry:
     supernet: Supernet
     labels: list[Label]
     folder: Path
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the file of its weights: what a number that was measured with them names."""
+        return sha256(self.folder / WEIGHTS)
 
     @property
     def score(self) -> Score:
@@ -63,6 +70,6 @@ def load_run(folder: Path, name: str = "", *, labels: bool = True) -> Entry:
     `labels`: whether they are wanted. Raises IncompatibleCheckpoint or InvalidConfiguration where one
     is missing or foreign.
     """
-    supernet = load_supernet(folder / "supernet.safetensors")
+    supernet = load_supernet(folder / WEIGHTS)
     rows = read_labels(folder / LABELS, supernet.space) if labels else []
     return Entry(name or folder.name, supernet, rows, folder)

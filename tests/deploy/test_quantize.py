@@ -15,10 +15,10 @@ from onceforall.cost.learned import LearnedLatency, load_latency
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.call import Call, FinishedSteps
 from onceforall.deploy.choosing import export_to_use
-from onceforall.deploy.exporting import Exporter, run_files
+from onceforall.deploy.exporting import Exporter, Judged, run_files
 from onceforall.deploy.exports import DeviceExport, PythonExport
 from onceforall.deploy.manifest import Exported, File, Number, Specialization, Specialized, value_of
-from onceforall.deploy.precision import Precisions, latency_ratio
+from onceforall.deploy.precision import Precisions, keep_sensitive, latency_ratio
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.verify import verify
 from onceforall.devices import measure
@@ -48,7 +48,8 @@ def measured(precision: str, latency_ms: float, label_top1: float) -> Exported:
         ([("int8", 1.0, 79.8), ("fp32", 2.0, 80.0)], 0),  # faster, and as good as asked
         ([("int8", 2.0, 79.8), ("fp32", 1.0, 80.0)], 1),  # int8 can be slower
         ([("int8", 1.0, 79.0), ("fp32", 2.0, 80.0)], 1),  # too much is lost
-        ([("int8", 1.0, 79.0), ("fp32", 4.0, 80.0)], 0),  # but nothing else holds the budget
+        ([("int8", 1.0, 79.0), ("fp32", 4.0, 80.0)], 1),  # even where nothing else holds the budget: a promise
+        ([("int8", 4.0, 79.0), ("fp32", 5.0, 80.0)], 1),  # and where nothing holds it
         ([("int8", 4.0, 79.9), ("fp32", 5.0, 80.0)], 0),  # nothing holds it: the nearest
         ([("int8", 1.0, 79.0), ("int8", 1.2, 79.9), ("fp32", 2.0, 80.0)], 1),  # some layers kept in fp32
     ],
@@ -204,7 +205,9 @@ def test_sensitive_layers_of_further_exports_are_found_as_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     accuracies = {(): 10.0, (0,): 30.0, (0, 1): 20.0, (0, 1, 2): 30.0}
-    monkeypatch.setattr(Call, "label_score", lambda self, arch, device: accuracies[tuple(device.kept)])
+    monkeypatch.setattr(
+        Call, "label_score", lambda self, arch, device=None: accuracies[tuple(device.kept)] if device else 30.4
+    )
     found = specialize(
         supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path, budgets=(), table=table, full_int8=full,
         exports=[OnnxRuntimeDevice(1, "int8")],
@@ -213,6 +216,86 @@ def test_sensitive_layers_of_further_exports_are_found_as_well(
     assert [export.kept for export in largest.exports] == [(), () if full else (0,)]
     assert (tmp_path / "MODEL_CARD.md").read_text().count("fp32, onnxruntime | label top-1") == (not full)
     assert len(found.about["sensitivity"].get("onnxruntime", [])) == (0 if full else 4)
+
+
+@pytest.mark.parametrize(
+    ("enough", "kept", "tried"),
+    [(1, (0, 1, 5), 5), (2, (0, 1, 3, 5), 6), (9, (0, 1, 2, 3, 5, 6), 7)],  # 4 first, then 1, 2 and 4 others
+)
+def test_sensitive_layers_are_looked_for_in_the_whole_network(
+    enough: int, kept: tuple[int, ...], tried: int, supernet: Supernet, tiny_data: ImageData, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of one whose layers 5, 3, 6 and 2 are, in this order, and whose first two are the best of those tried first."""
+    order = [5, 3, 6, 2]
+
+    def label_score(self: Call, arch: object, device: Any = None) -> float:
+        if device is None:
+            return 90.0
+        others = len({*order[:enough]} & {*device.kept})
+        return (
+            80.0
+            + len({0, 1} & {*device.kept})
+            + 0.1 * others
+            + (8 if others == enough else 0)
+            - 0.3 * (tuple(device.kept) == (0, 1, 2))
+        )
+
+    def noise(self: Exporter, arch: object, device: Any) -> float:
+        (layer,) = {*device.kept} - {0, 1}
+        return 0.01 * order.index(layer) if layer in order else 0.5 + 0.01 * layer
+
+    monkeypatch.setattr(Call, "label_score", label_score)
+    monkeypatch.setattr(Exporter, "noise", noise)
+    call = Call(supernet, [], tiny_data, tmp_path, FinishedSteps(tmp_path / "steps.jsonl", {}))
+    device = keep_sensitive(call, OnnxRuntimeDevice(1, "int8"), full_int8=False, max_drop=0.5)
+    assert device.kept == kept
+    assert len(call.sensitivity["onnxruntime"]) == tried
+
+
+def test_the_noise_of_a_quantised_network_tells_which_layer_is_sensitive(
+    supernet: Supernet, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    """One channel of the fourth layer has weights a thousand times as large, and the next one undoes it."""
+    exporter, arch = Exporter(supernet, tiny_data, tmp_path), supernet.space.largest()
+    layers = exporter.plain(arch)
+    with torch.no_grad():
+        inner = layers[3]
+        inner.depthwise.conv.weight[0] *= 1000  # type: ignore[union-attr]
+        inner.project.conv.weight[:, 0] /= 1000  # type: ignore[union-attr]
+    device = OnnxRuntimeDevice(1, "int8")
+    noise = [exporter.noise(arch, device.keeping(kept)) for kept in ((), (3,), tuple(range(len(layers))))]
+    assert noise[0] > 2 * noise[1] > 0
+    assert noise[2] < 1e-9
+
+
+def test_what_loses_more_than_asked_for_is_said(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """In the manifest, the card and the table: of every export, used or not."""
+    judge = Exporter.judge
+
+    def worse(self: Exporter, arch: Any, device: Any, files: Any, split: Any) -> Judged:
+        found = judge(self, arch, device, files, split)
+        return found._replace(score=60.0 if device.precision == "fp32" else 57.0)
+
+    monkeypatch.setattr(Exporter, "judge", worse)
+
+    def call(name: str, max_drop: float) -> Specialization:
+        return specialize(
+            supernet, labels, tiny_data, OnnxRuntimeDevice(), tmp_path / name, budgets=(), table=table,
+            exports=[OnnxRuntimeDevice(1, "int8")], full_int8=True, max_drop=max_drop,
+        )  # fmt: skip
+
+    said = "largest: onnxruntime int8 loses 3.00 points of top-1 against fp32 on the test images, more than the 0.5"
+    found = call("lossy", 0.5)
+    assert [sentence[: len(said)] for sentence in found.about["losses"]] == [said]
+    assert said in (tmp_path / "lossy" / "MODEL_CARD.md").read_text()
+    assert said in (tmp_path / "lossy" / "manifest.json").read_text()
+    assert "[red]3.00[/]" in list(tables.exports(found).columns[4].cells)
+    assert found.networks[0].export.precision == "fp32"
+    assert call("good", 3.5).about["losses"] == []
 
 
 def test_further_runtimes_are_verified_as_well(

@@ -7,9 +7,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
+from onnx.version_converter import convert_version
 from torch import nn
 
 from onceforall import devices
+from onceforall.devices.measure import random_images
 from onceforall.devices.onnx import to_onnx
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.devices.timing import Turns
@@ -122,3 +125,21 @@ def test_kept_layers_are_kept_in_what_is_timed(monkeypatch: pytest.MonkeyPatch) 
     assert given == [(0, 1), ()]
     with pytest.raises(InvalidConfiguration, match="only int8 networks have layers to keep"):
         OnnxRuntimeDevice().keeping((0,))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_another_runtime_reads_the_same_from_a_file(precision: str, tiny_space: SearchSpace) -> None:
+    """ONNX's reference implementation, which knows nothing of ours; and no weight lies in another file."""
+    device = devices.by_name("onnxruntime", 1, precision)
+    arch = tiny_space.smallest()
+    network = fold_batch_norm(build(tiny_space.lower(arch)))
+    images = random_images((4, 3, arch.resolution, arch.resolution))
+    shape = (1, *images.shape[1:])
+    files = device.convert(network, shape, images)
+    model = onnx.load_from_string(files[".onnx"])
+    assert not any(tensor.data_location for tensor in model.graph.initializer)
+    newer = convert_version(model, 21)  # the reference has no quantisation of older ones
+    reference, session = ReferenceEvaluator(newer), device.load(files, shape)
+    for image in images:
+        (found,) = reference.run(None, {"image": image[None]})
+        np.testing.assert_allclose(found, session(image[None]), rtol=0, atol=1e-5 if precision == "fp32" else 0.05)
