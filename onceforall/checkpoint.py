@@ -181,7 +181,7 @@ def _classes(path: Path, metadata: Mapping[str, str], count: int | None) -> tupl
     if "classes" not in metadata:
         return ()
     said = parse_json(metadata["classes"], f"{path}: its classes", IncompatibleCheckpoint)
-    names = serial.from_json(tuple[str, ...], said, f"names of classes, in {path}", IncompatibleCheckpoint)
+    names = serial.from_json(tuple[str, ...], said, f"names of classes, as {path} should have", IncompatibleCheckpoint)
     if len(names) != count:
         raise IncompatibleCheckpoint(f"{path} names {len(names)} classes, and its network tells {count} apart")
     return names

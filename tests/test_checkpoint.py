@@ -1,10 +1,11 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onceforall import checkpoint, spaces
@@ -234,7 +235,7 @@ def test_an_architecture_that_cannot_be_read_is_refused(saved_network: Path, arc
     if architecture is not None:
         metadata["architecture"] = architecture
     write_tensors(saved_network, tensors, metadata)
-    with pytest.raises(IncompatibleCheckpoint, match=r"network.safetensors: its architecture (cannot be read|is not JSON)"):
+    with pytest.raises(IncompatibleCheckpoint, match=r"its architecture (cannot be read|is not JSON)"):
         load_network(saved_network)
 
 
@@ -257,3 +258,98 @@ def test_tensors_of_a_network_that_do_not_fit_have_the_names_in_the_file(
     rewrite(saved_network, {name: tensor for name, tensor in tensors.items() if tensor is not None})
     with pytest.raises(IncompatibleCheckpoint, match=message):
         load_network(saved_network)
+
+
+# Damage
+
+
+def test_equal_weights_give_equal_bytes(tiny_supernet: Supernet, tmp_path: Path) -> None:
+    contents = set()
+    for _ in range(8):
+        save_supernet(tmp_path / "supernet.safetensors", tiny_supernet)
+        contents.add((tmp_path / "supernet.safetensors").read_bytes())
+    assert len(contents) == 1
+    tensors, metadata = read_tensors(tmp_path / "supernet.safetensors")
+    assert set(metadata) == {"format", "space"}
+    assert load_file(tmp_path / "supernet.safetensors").keys() == tensors.keys()
+
+
+def test_every_flipped_bit_is_noticed(saved: Path) -> None:
+    content, rng = saved.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(len(content), size=60).tolist():
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        saved.unlink()  # its content may still be mapped
+        saved.write_bytes(damaged)
+        with pytest.raises(IncompatibleCheckpoint):
+            load_supernet(saved)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(saved: Path, number: float) -> None:
+    tensors, _ = read_tensors(saved)
+    tensors["stem.0.full.conv.weight"].view(-1)[3] = number
+    rewrite(saved, tensors)
+    with pytest.raises(IncompatibleCheckpoint, match=r"tensor stem.0.full.conv.weight holds NaN or infinite numbers"):
+        load_supernet(saved)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, torch.complex64])
+def test_weights_of_another_kind_are_named(saved: Path, dtype: torch.dtype) -> None:
+    tensors, _ = read_tensors(saved)
+    tensors["stem.0.full.conv.weight"] = tensors["stem.0.full.conv.weight"].to(dtype)
+    rewrite(saved, tensors)
+    with pytest.raises(IncompatibleCheckpoint, match=f"tensor stem.0.full.conv.weight is {dtype}: expected floating"):
+        load_supernet(saved)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("num_classes",), 10**9),
+        (("units", 0, "width"), 10**8),
+        (("units", 0, "depths"), [1, 10**6]),
+        (("units", 1, "expands"), [3, 1e300]),
+        (("stem_stride",), 10**9),
+        (("resolutions",), "x"),
+        ((), "[" * 100_000),
+        ((), "null"),
+    ],
+)
+def test_a_space_that_does_not_fit_the_tensors_takes_no_memory(
+    saved: Path, place: tuple[str | int, ...], value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors, metadata = read_tensors(saved)
+    said: Any = json.loads(metadata["space"])
+    inner = said
+    for key in place[:-1]:
+        inner = inner[key]
+    if place:
+        inner[place[-1]] = value
+    write_tensors(saved, tensors, {**metadata, "space": json.dumps(said) if place else str(value)})
+
+    def made(space: SearchSpace) -> Supernet:
+        assert torch.get_default_device().type == "meta"
+        return Supernet(space)
+
+    monkeypatch.setattr(checkpoint, "Supernet", made)
+    with pytest.raises(IncompatibleCheckpoint, match=saved.name):
+        load_supernet(saved)
+
+
+def test_names_of_classes_come_back(tiny_supernet: Supernet, tmp_path: Path) -> None:
+    named = Supernet(tiny_supernet.space)
+    named.classes = ("ant", "bee", "cat", "dog")
+    save_supernet(tmp_path / "supernet.safetensors", named)
+    loaded = load_supernet(tmp_path / "supernet.safetensors")
+    assert loaded.classes == named.classes
+    network = Network.of(loaded, loaded.space.smallest())
+    save_network(tmp_path / "network.safetensors", network)
+    assert load_network(tmp_path / "network.safetensors").classes == named.classes
+    loaded.reset_classifier(4)
+    assert loaded.classes == ()
+    tensors, metadata = read_tensors(tmp_path / "supernet.safetensors")
+    for classes in ('["ant"]', "{}", "[1, 2, 3, 4]", "["):
+        write_tensors(tmp_path / "supernet.safetensors", tensors, {**metadata, "classes": classes})
+        with pytest.raises(IncompatibleCheckpoint, match="classes"):
+            load_supernet(tmp_path / "supernet.safetensors")

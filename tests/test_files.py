@@ -1,10 +1,27 @@
 import hashlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, UnwritableOutput
-from onceforall.files import append_jsonl, read_json, read_jsonl, replacing, sha256, write_atomically, write_json
+from onceforall.files import (
+    DIGEST,
+    HOST,
+    MOST_BYTES,
+    append_jsonl,
+    differing,
+    owned,
+    read_json,
+    read_jsonl,
+    replacing,
+    sha256,
+    write_atomically,
+    write_json,
+    write_jsonl,
+)
 
 
 @pytest.fixture
@@ -129,3 +146,126 @@ def test_a_file_is_as_open_as_any_new_file(tmp_path: Path) -> None:
         temporary.write_text("")
         temporary.chmod(0o600)
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+# Digests
+
+
+def test_an_object_says_the_digest_of_its_content_and_is_read_without(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"b": (1, 2), "a": 0.1})
+    written = json.loads(path.read_text())
+    assert written.pop(DIGEST) == hashlib.sha256(b'{"a":0.1,"b":[1,2]}').hexdigest()
+    assert read_json(path) == written == {"b": [1, 2], "a": 0.1}
+    write_json(path, {**written, DIGEST: "of before"})
+    assert read_json(path) == written
+    write_json(path, written, sealed=False)
+    assert DIGEST not in path.read_text()
+    assert read_json(path) == written
+
+
+@pytest.mark.parametrize(("old", "new"), [("0.1", "0.2"), ('"a"', '"c"'), ("[\n  1", "[\n  7")])
+def test_json_that_was_changed_is_refused_and_says_what_to_do(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"b": (1, 2), "a": 0.1})
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InvalidConfiguration, match=r"value.json is damaged, or was changed by hand.*remove that field"):
+        read_json(path)
+    changed = {key: value for key, value in json.loads(path.read_text()).items() if key != DIGEST}
+    path.write_text(json.dumps(changed))
+    assert read_json(path) == changed
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, "[" * 101 + "]" * 101, '{"a": NaN}', '{"a": 1e400}', "\udcff", "{", ""]
+)
+def test_json_that_is_none_of_ours_is_refused_by_its_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "value.json"
+    path.write_text(text, errors="surrogateescape")
+    with pytest.raises(InvalidConfiguration, match=r"value.json is not JSON"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_json_does_not_have_is_not_written(tmp_path: Path, number: float) -> None:
+    with pytest.raises(InvalidConfiguration, match=r"value.json cannot be written: .*not JSON compliant"):
+        write_json(tmp_path / "value.json", {"a": [number]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "value.json").open("wb") as file:
+        file.truncate(MOST_BYTES + 1)  # which takes no room on the disk
+    for read in (read_json, read_jsonl):
+        with pytest.raises(InvalidConfiguration, match=f"has {MOST_BYTES + 1} bytes: expected at most"):
+            read(tmp_path / "value.json")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"n": 5}', None),  # as older versions wrote it
+        (b"[]", "line 2 is no JSON object"),
+        (b"3", "line 2 is no JSON object"),
+        (b'{"n": "\xff"}', "line 2 is not JSON"),
+        (b"[" * 100_000, "line 2 is not JSON"),
+        (b'{"n": 1, "content_sha256": "0123456789abcdef"}', "line 2 is damaged"),
+    ],
+)
+def test_a_damaged_line_is_named_or_passed_over(tmp_path: Path, line: bytes, message: str | None) -> None:
+    path = tmp_path / "lines.jsonl"
+    write_jsonl(path, [{"n": 1}])
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+    append_jsonl(path, {"n": 3})
+    if message is None:
+        assert [record["n"] for record in read_jsonl(path)] == [1, 5, 3]
+        return
+    with pytest.raises(IncompatibleCheckpoint, match=f"lines.jsonl, {message}"):
+        read_jsonl(path)
+    problems: list[str] = []
+    assert [record["n"] for record in read_jsonl(path, damaged=problems.append)] == [1, 3]
+    assert len(problems) == 1
+
+
+# What others left, and who may write
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    gone = tmp_path / f".old.json.{HOST}-{ended.pid}.part"
+    kept = [
+        tmp_path / f".of-init.json.{HOST}-1.part",  # which runs
+        tmp_path / ".of-another-machine.json.elsewhere-99.part",
+        tmp_path / f".no-number.json.{HOST}-x.part",
+        tmp_path / "latency.part",
+    ]
+    for path in (gone, *kept):
+        path.touch()
+    write_json(tmp_path / "new.json", {})
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / "new.json"])
+
+
+def test_a_folder_has_one_owner_until_its_process_ends(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from onceforall.files import owned\n"
+        "with owned(Path(sys.argv[1]), 'run'): print('mine', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"mine\n"
+        with pytest.raises(UnwritableOutput, match="another run that is still running"), owned(tmp_path / "run", "run"):
+            pass
+        other.kill()
+    with owned(tmp_path / "run", "run"):
+        pass
+
+
+def test_what_differs_is_said_by_its_place() -> None:
+    theirs = {"seed": 0, "data": {"name": "a", "size": 3}, "same": [1]}
+    ours = {"seed": 1, "data": {"name": "a", "size": 4}, "same": [1]}
+    assert differing(theirs, ours) == "data.size is 3 there, 4 here; seed is 0 there, 1 here"
+    assert differing(theirs, theirs) == ""
+    assert len(differing({"a": "x" * 1000}, {"a": None})) < 100

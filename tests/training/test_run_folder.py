@@ -2,18 +2,20 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from onceforall.checkpoint import read_tensors, write_tensors
 from onceforall.data.batches import Batch, BatchPlan
 from onceforall.data.dataset import ImageData
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, UnwritableOutput
-from onceforall.files import read_json, read_jsonl
+from onceforall.files import read_json, read_jsonl, write_json
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
 from onceforall.training.run_folder import RunFolder, State
@@ -340,3 +342,126 @@ def test_splits_json_names_held_out_images_which_training_never_shows(
     assert len(shown) == 90
     assert not shown & set(splits["label"])
     assert shown >= set(splits["calibrate"])  # training images, which choose nothing
+
+
+# Damage, strangers, and two at once
+
+
+def test_a_damaged_log_stops_no_run(tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData) -> None:
+    train(Supernet(tiny_space), few_data, RECIPE, tmp_path, stop_after=2)
+    log = tmp_path / "log.jsonl"
+    whole = log.read_bytes()
+    for number, damage in enumerate((b"\xff\n", b"3\n", b"[" * 100_000 + b"\n", b'{"phase": "x", "step": []}\n')):
+        log.write_bytes(damage + whole)
+        train(Supernet(tiny_space), few_data, RECIPE, tmp_path, stop_after=0)
+        records = read_jsonl(log)
+        assert [r["lines"] for r in records if r.get("event") == "damage"] == [1] * (number < 3)
+
+
+def test_a_flipped_bit_in_a_checkpoint_makes_room_for_the_one_before(folder: RunFolder) -> None:
+    save(folder, 0, 4)
+    save(folder, 0, 5)
+    content = bytearray(folder.checkpoints[-1].read_bytes())
+    content[-1] ^= 1
+    folder.checkpoints[-1].write_bytes(content)
+    found = folder.load()
+    assert found is not None
+    assert found[1].step == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 10**9},
+        {"phase": 9},
+        {"phase": -1},
+        {"step": -1},
+        {"rate_scale": 0.0},
+        {"weights": float("nan")},
+        {"momentum": 1},
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_is_no_place_of_the_run_is_passed_over(
+    tmp_path: Path,
+    tiny_space: SearchSpace,
+    few_data: ImageData,
+    final_weights: dict[str, Tensor],
+    change: dict[str, Any],
+) -> None:
+    """Whoever made it can compute its digest."""
+    train(Supernet(tiny_space), few_data, RECIPE, tmp_path, checkpoint_every=1, stop_after=2)
+    newest = RunFolder(tmp_path, {}, 2).checkpoints[-1]
+    tensors, metadata = read_tensors(newest)
+    state = json.loads(metadata["state"]) | {key: value for key, value in change.items() if key in State().__dict__}
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    if "weights" in change:
+        tensors["stem.0.full.conv.weight"].view(-1)[0] = change["weights"]
+    if "momentum" in change:
+        tensors["momentum.stem.0.full.conv.weight"] = torch.zeros(2)
+    write_tensors(newest, tensors, {"state": json.dumps(state)})
+    resumed = train(Supernet(tiny_space, seed=5), few_data, RECIPE, tmp_path)
+    assert_same_weights(weights_of(resumed), final_weights)
+
+
+def test_a_finished_run_is_not_written_again_nor_trained_over(
+    tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData
+) -> None:
+    train(Supernet(tiny_space), few_data, RECIPE, tmp_path)
+    result = tmp_path / "supernet.safetensors"
+    tensors, metadata = read_tensors(result)
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, result, metadata)  # as older versions did
+    before = result.read_bytes()
+    train(Supernet(tiny_space), few_data, RECIPE, tmp_path)
+    assert result.read_bytes() == before
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    with pytest.raises(
+        InvalidConfiguration, match=r"a run already \(supernet.safetensors\), which would be lost"
+    ):
+        train(Supernet(tiny_space), few_data, RECIPE, tmp_path)
+    assert result.read_bytes() == before
+
+
+def test_a_run_that_another_process_trains_is_left_alone(
+    tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData
+) -> None:
+    other = RunFolder(tmp_path, {}, 2)
+    other.own()
+    with pytest.raises(UnwritableOutput, match="another run that is still running"):
+        train(Supernet(tiny_space), few_data, RECIPE, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    other.release()
+    train(Supernet(tiny_space), few_data, RECIPE, tmp_path, stop_after=1)
+    other.own()  # which the call has let go
+    with pytest.raises(UnwritableOutput, match="another run that is still running"):
+        train(Supernet(tiny_space), few_data, RECIPE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"classes": ("ant", "bee", "cat", "eel")}, "data.class_names"),
+        ({"num_classes": 4, "classes": ()}, "data.class_names"),
+    ],
+)
+def test_other_data_of_the_same_name_and_size_are_no_continuation(
+    tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData, change: dict[str, Any], said: str
+) -> None:
+    named = replace(few_data, classes=("ant", "bee", "cat", "dog"), _prepared={})
+    train(Supernet(tiny_space), named, RECIPE, tmp_path, stop_after=2)
+    with pytest.raises(InvalidConfiguration, match=f"run.json is of another run .*{said}"):
+        train(Supernet(tiny_space), replace(named, **change, _prepared={}), RECIPE, tmp_path)
+    train(Supernet(tiny_space), named, RECIPE, tmp_path, stop_after=1)
+
+
+def test_a_run_goes_on_with_the_batch_norm_that_it_began_with(
+    tmp_path: Path, tiny_space: SearchSpace, few_data: ImageData
+) -> None:
+    """As of two processes, of which each had half of every batch."""
+    halves = replace(RECIPE, batch_norm_size=15)
+    train(Supernet(tiny_space), few_data, halves, tmp_path, stop_after=2)
+    about = read_json(tmp_path / "recipe.json")
+    write_json(tmp_path / "recipe.json", {**about, "batch_norm_size": 0})
+    expected = weights_of(train(Supernet(tiny_space), few_data, halves, tmp_path / "halves"))
+    assert_same_weights(weights_of(train(Supernet(tiny_space, seed=5), few_data, RECIPE, tmp_path)), expected)
