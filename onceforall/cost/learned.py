@@ -221,7 +221,7 @@ class LearnedLatency(LatencyModel, SummedCost):
             ("inputs", (np.abs(found.inputs) < LARGEST).all(), f"numbers below {LARGEST:g}"),
             ("offsets", (np.abs(found.offsets) < LARGEST_LOGARITHM).all(), f"numbers below {LARGEST_LOGARITHM:g}"),
             ("kernel", max(map(abs, found.kernel)) < LARGEST_LOGARITHM, f"numbers below {LARGEST_LOGARITHM:g}"),
-            ("line", found.line[0] > 0, "a scale above 0"),
+            ("line", found.line[0] > 0 and found.line[1] >= 0, "a scale above 0, a constant of at least 0 ms"),
             ("resolutions", 0 < found.resolutions[0] <= found.resolutions[1], "two sizes (px), ascending"),
         ):
             if not right:
