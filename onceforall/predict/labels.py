@@ -20,7 +20,7 @@ from typing import Any
 from onceforall import spaces
 from onceforall.architecture import Architecture
 from onceforall.checkpoint import digest
-from onceforall.data.dataset import Data, Split
+from onceforall.data.dataset import Data, Split, as_described
 from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import Evaluator
 from onceforall.files import append_jsonl, as_json, read_jsonl, write_jsonl
@@ -81,6 +81,8 @@ def label(
     keep_freed_memory()
     task = task_of(data)
     path, rank, world = Path(path), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for records in filter(None, map(read_jsonl, (path, *_parts(path)))):
+        data = as_described(data, records[0].get("data"))
     header = {
         "format": FORMAT,
         "space": supernet.space.to_json(),

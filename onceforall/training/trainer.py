@@ -10,6 +10,7 @@ Read `run.py` (what a run is) and `step.py` (what a step does) first.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -22,9 +23,10 @@ from torch import Tensor, nn
 
 from onceforall.checkpoint import load_supernet, restore, save_network, save_supernet
 from onceforall.checks import expect
-from onceforall.data.dataset import Data
+from onceforall.data.dataset import Data, as_described
 from onceforall.errors import InvalidConfiguration, TrainingDiverged
 from onceforall.evaluate import measure, ready
+from onceforall.files import read_json_object
 from onceforall.nn.fast_cpu import keep_freed_memory
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.sizes import Size, size_of
@@ -85,6 +87,8 @@ def train(
     ):
         if text not in choices:
             raise InvalidConfiguration(f"{name} {text!r}: choices are {', '.join(choices)}")
+    with contextlib.suppress(InvalidConfiguration, KeyError):  # where there is no run yet, or less than one
+        data = as_described(data, read_json_object(Path(run) / "run.json")["data"])
     with Processes(device) as processes:
         keep_freed_memory()
         run_ = Run(net, data, recipe, processes, seed, precision)
@@ -145,6 +149,8 @@ class _Trainer:
         found, self.began = self._newest(), time.perf_counter()
         if found is None:
             if processes.first:
+                if hasattr(run.data, "check"):
+                    run.data.check()  # what is damaged can be mended or taken out as long as nothing has begun
                 self.folder.begin(about, run.data.held_out())
             self._check_weights()
             self._save({})
