@@ -125,7 +125,7 @@ class Undecoded(Image.Image):
 
 
 def undecoded(opened: Callable[[], Image.Image]) -> Image.Image:
-    """The picture in a file that `opened` opens, in RGB and upright; a JPEG is decoded when and as far as it is used."""
+    """The picture in a file that `opened` opens, in RGB and upright; a JPEG is decoded when and as far as is needed."""
     with decoding(), opened() as picture:
         return Undecoded(opened) if picture.format in ("JPEG", "MPO") else rgb(picture)
 

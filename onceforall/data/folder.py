@@ -17,7 +17,19 @@ from onceforall.data.decoding import rgb, undecoded
 from onceforall.data.pictures import PictureData
 from onceforall.errors import DataUnavailable
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp")
+EXTENSIONS: tuple[str, ...] = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".png",
+    ".apng",
+    ".bmp",
+    ".dib",
+    ".gif",
+    ".webp",
+)
 EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".jp2", ".tga")
 # Read where Pillow can, which for some of these needs a plugin of another package.
 OPTIONAL = (".avif", ".heic", ".heif", ".jxl")
@@ -78,7 +90,8 @@ class ImageFolder:
         if walk.left_out:
             notify(
                 f"{root}: {len(walk.left_out)} pictures are left out, which cannot be read here "
-                f"({_some(walk.left_out)}): convert them to JPEG or PNG, or install what lets Pillow open them (such as pillow-heif)"
+                f"({_some(walk.left_out)}): convert them to JPEG or PNG, or install what lets Pillow open them "
+                "(such as pillow-heif)"
             )
 
     def __len__(self) -> int:

@@ -32,7 +32,7 @@ class Items:
     names: Sequence[str] = ()
 
     def read(self, item: Any, name: str) -> tuple[Image.Image, int]:
-        """Picture (RGB, upright) and class of the item called `name`. Raises InvalidConfiguration for any other kind."""
+        """Picture (RGB, upright) and class of an item, called `name`. Raises InvalidConfiguration for other kinds."""
         pair = _columns(item) if isinstance(item, Mapping) else item
         if isinstance(pair, tuple | list) and len(pair) == 2:
             picture, label = _opened(pair[0], name), self._class(pair[1])
@@ -41,8 +41,8 @@ class Items:
         names = f", or a name ({', '.join(map(str, self.names[:3]))}, ...)" if self.names else ""
         raise InvalidConfiguration(
             f"{name} is {_said(item)}: expected a pair of picture and class, or a row with the columns image and "
-            "label. A picture is one of PIL, an array [h, w, 3] or a tensor [3, h, w] of integers 0 to 255 or floats 0 to 1; a "
-            f"class is a number from 0 to {self.num_classes - 1}, or one-hot{names}"
+            "label. A picture is one of PIL, an array [h, w, 3] or a tensor [3, h, w] of integers 0 to 255 or floats 0 "
+            f"to 1; a class is a number from 0 to {self.num_classes - 1}, or one-hot{names}"
         )
 
     def _class(self, label: Any) -> int | None:

@@ -96,7 +96,7 @@ def test_no_folder_is_walked_twice(tmp_path: Path) -> None:
 def test_a_folder_for_two_classes_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "ant/1.png")
     (tmp_path / "bee").symlink_to("ant")
-    with pytest.raises(DataUnavailable, match="bee is the same folder as .*ant: a picture has one class"):
+    with pytest.raises(DataUnavailable, match=r"bee is the same folder as .*ant: a picture has one class"):
         ImageFolder(tmp_path)
 
 
