@@ -21,6 +21,10 @@ from onceforall.data.dataset import SPLITS, split_positions
 from onceforall.data.folder import ImageFolder
 from onceforall.data.pictures import PictureData
 from onceforall.errors import DataUnavailable, InvalidConfiguration, OFAError
+from onceforall.nn.supernet import Network, Supernet
+from onceforall.space import SearchSpace
+from onceforall.training.recipe import finetune
+from onceforall.training.trainer import train
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -571,3 +575,65 @@ def test_held_out_pictures_are_named(folder: Path) -> None:
 def test_held_out_pictures_without_names_are_told_by_their_positions() -> None:
     held_out = plain_data(calibration_images=3).held_out()
     assert held_out == {"label": [9, 19, 29, 39, 49, 59], "calibrate": [0, 20, 40]}
+
+
+def test_the_digest_is_of_names_classes_sizes_and_normalisation(folder: Path) -> None:
+    def digest(**options: Any) -> str | None:
+        return PictureData("folder", ImageFolder(folder), ImageFolder(folder), 2, **options).digest
+
+    first = digest()
+    assert first is not None
+    assert len(first) == 64
+    assert digest(workers=0, sparse=True, calibration_images=3) == first
+    found = {first, digest(mean=(0.4, 0.4, 0.4)), digest(std=(0.4, 0.4, 0.4))}
+    path = folder / "a" / "03.png"
+    content = path.read_bytes()
+    path.write_bytes(content + b"0")
+    found.add(digest())
+    path.write_bytes(content)
+    path.rename(folder / "b" / "03x.png")
+    found.add(digest())
+    assert len(found) == 5
+    data = PictureData("folder", ImageFolder(folder), ImageFolder(folder), 2)
+    (folder / "a" / "04.png").unlink()
+    with pytest.raises(DataUnavailable, match=r"a/04.png cannot be read: No such file or directory; put it back"):
+        _ = data.digest
+    assert plain_data().digest is None
+
+
+def test_classes_of_files_are_checked_when_the_data_set_is_made(folder: Path) -> None:
+    with pytest.raises(InvalidConfiguration, match="folder: training image 12 is of class 1, and 11 more are out of"):
+        PictureData("folder", Unnamed(folder), Unnamed(folder), 1)
+    with pytest.raises(InvalidConfiguration, match="folder: 2 names of classes for 3 classes"):
+        PictureData("folder", ImageFolder(folder), ImageFolder(folder), 3)
+
+
+class Unnamed(ImageFolder):
+    """Its classes have no names."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.classes = ()
+
+
+def test_a_run_does_not_begin_where_a_test_picture_is_damaged(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, tiny_space: SearchSpace
+) -> None:
+    data = PictureData("folder", ImageFolder(folder), ImageFolder(folder), 2, workers=0)
+    truncate(folder / "a" / "03.png")
+    run = tmp_path_factory.mktemp("runs") / "run"
+    network = Network.of(Supernet(replace(tiny_space, num_classes=2)), tiny_space.smallest())  # type: ignore[call-arg]
+    with pytest.raises(DataUnavailable, match=r"1 of the label and test pictures cannot be decoded: .*a/03.png"):
+        train(network, data, finetune(1, 8), run)
+    assert not (run / "run.json").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_memory_is_no_damaged_picture(workers: int) -> None:
+    with pytest.raises(MemoryError):
+        list(replace(noisy_data(workers), train=[*noisy(59), (Large(), 0)]).batches("label", 16))
+
+
+class Large(Image.Image):
+    def load(self) -> Any:
+        raise MemoryError
