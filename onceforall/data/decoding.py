@@ -86,13 +86,13 @@ class Undecoded(Image.Image):
     """A JPEG file as an RGB picture, upright, which is decoded when its pixels are asked for.
 
     `resize` decodes no more than is needed: a part that is two or more times as large as what it becomes, in
-    JPEG's own smaller scales. `opened` opens the file. What fails in decoding raises Undecodable.
+    JPEG's own smaller scales. `opened` opens the file anew; `file` is it, open. What fails in decoding
+    raises Undecodable.
     """
 
-    def __init__(self, opened: Callable[[], Image.Image]) -> None:
+    def __init__(self, opened: Callable[[], Image.Image], file: Image.Image) -> None:
         super().__init__()
-        with opened() as file:
-            self._turn, size = _turn(file), file.size
+        self._turn, size = _turn(file), file.size
         swapped = self._turn is not None and self._turn[0] in SWAPPING
         self._opened, self._mode, self._size, self._whole = opened, "RGB", size[::-1] if swapped else size, False
 
@@ -127,7 +127,7 @@ class Undecoded(Image.Image):
 def undecoded(opened: Callable[[], Image.Image]) -> Image.Image:
     """The picture in a file that `opened` opens, in RGB and upright; a JPEG is decoded when and as far as is needed."""
     with decoding(), opened() as picture:
-        return Undecoded(opened) if picture.format in ("JPEG", "MPO") else rgb(picture)
+        return Undecoded(opened, picture) if picture.format in ("JPEG", "MPO") else rgb(picture)
 
 
 def _turn(picture: Image.Image) -> tuple[Transpose, tuple[int, int]] | None:
