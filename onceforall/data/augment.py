@@ -18,12 +18,13 @@ from onceforall.sizes import Size, height_width
 
 
 def flip_and_shift(images: Tensor, generator: torch.Generator, margin: int = 4) -> Tensor:
-    """Mirror each image with probability 1/2 and shift it by up to `margin` px, edges reflected.
+    """Mirror each image with probability 1/2 and shift it by up to `margin` px (less than its sides), edges reflected.
 
     uint8 [n, c, h, w] in and out; `generator` lives on the processor, so that the same draws
     come out on every device.
     """
     count, _, height, width = images.shape
+    margin = min(margin, height - 1, width - 1)
     draws = torch.randint(0, 2 * margin + 1, (2, count), generator=generator)
     flips = torch.rand(count, generator=generator) < 0.5
     padded = F.pad(images.float(), [margin] * 4, mode="reflect").to(images.dtype)

@@ -15,7 +15,6 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from onceforall.data.dataset import ImageData
+from onceforall.data.dataset import ImageData, Notify
 from onceforall.download import cache_folder, fetch
 from onceforall.errors import DataUnavailable
 from onceforall.files import write_atomically
@@ -53,8 +52,6 @@ FETCH_ERRORS = (
     tarfile.TarError,
     zlib.error,
 )
-
-Notify = Callable[[str], None]
 
 
 def cifar10(folder: str | Path | None = None, notify: Notify = lambda message: None) -> ImageData:

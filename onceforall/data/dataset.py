@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from onceforall.checks import check_integer, expect, is_number, is_positive
 from onceforall.data.augment import flip_and_shift
 from onceforall.data.batches import Batch
 from onceforall.errors import InvalidConfiguration
@@ -25,6 +28,8 @@ from onceforall.sizes import Size, height_width
 
 Split = Literal["train", "calibrate", "label", "test"]
 SPLITS: tuple[Split, ...] = ("train", "calibrate", "label", "test")
+
+Notify = Callable[[str], None]
 
 CALIBRATION_IMAGES = 2000
 LABEL_IMAGES = 10_000
@@ -58,7 +63,8 @@ class Data(Protocol):
     as the resolution says.
     What else a batch holds, its targets, is said by the data set's attribute `task`
     (`onceforall/tasks/`). Without one the task is classification: targets are classes, int64 [n], and
-    the data set has `num_classes`.
+    the data set has `num_classes`. A method `check()`, where there is one, is called before a run begins,
+    and raises where an image could not be read.
     """
 
     @property
@@ -84,16 +90,17 @@ class Data(Protocol):
 
 
 def split_positions(
-    count: int, calibration_images: int = CALIBRATION_IMAGES, spread: bool = False
+    count: int, calibration_images: int = CALIBRATION_IMAGES, spread: bool = False, sparse: bool = False
 ) -> dict[Split, NDArray[np.int64]]:
     """The splits of `count` training images; they depend on nothing but an image's position.
 
     * label: every tenth image (positions 9, 19, ...), or so many times fewer that there are at most
       10,000. Held out from training; measures sub-networks for the accuracy predictor.
     * train: all others.
-    * calibrate: every twentieth image (0, 20, ...), the first `calibration_images` of them, or with
-      `spread` as many from first to last, for images that are sorted by class: training images that
-      set batch-norm statistics.
+    * calibrate: training images that set batch-norm statistics. Every twentieth image (0, 20, ...), the first
+      `calibration_images` of them, or with `spread` as many from first to last, for images that are sorted by
+      class. Where every twentieth is too few, `calibration_images` of the training images, evenly spread, or
+      all of them; with `sparse` every twentieth even then, as version 0.1.0 had it.
 
     Raises InvalidConfiguration for fewer than 20 images.
     """
@@ -102,23 +109,27 @@ def split_positions(
     every = _label_period(count)
     positions = np.arange(count)
     label = positions % every == every - 1
-    calibrate = positions[::20]
-    if spread and len(calibrate) > calibration_images:
-        calibrate = calibrate[np.arange(calibration_images) * len(calibrate) // calibration_images]
-    return {
-        "train": positions[~label],
-        "calibrate": calibrate[:calibration_images],
-        "label": positions[label],
-    }
+    train, calibrate = positions[~label], positions[::20]
+    if len(calibrate) < calibration_images and not sparse:
+        calibrate = _spread(train, calibration_images)
+    elif spread:
+        calibrate = _spread(calibrate, calibration_images)
+    return {"train": train, "calibrate": calibrate[:calibration_images], "label": positions[label]}
 
 
-def split_rule(count: int, calibration_images: int = CALIBRATION_IMAGES, spread: bool = False) -> str:
+def split_rule(
+    count: int, calibration_images: int = CALIBRATION_IMAGES, spread: bool = False, sparse: bool = False
+) -> str:
     """`split_positions` in words."""
     every = _label_period(count)
+    calibrate = f"{calibration_images}, evenly spread," if spread else f"the first {calibration_images}"
+    calibrate += " with p % 20 == 0"
+    if -(-count // 20) < calibration_images and not sparse:
+        few = calibration_images < count - count // every
+        calibrate = f"{calibration_images} of train, evenly spread" if few else "all of train"
     return (
-        f"training position p: label if p % {every} == {every - 1}, else train; calibrate: "
-        f"{f'{calibration_images}, evenly spread,' if spread else f'the first {calibration_images}'} "
-        "with p % 20 == 0; test: the test set"
+        f"training position p: label if p % {every} == {every - 1}, else train; calibrate: {calibrate}; "
+        "test: the test set"
     )
 
 
@@ -136,6 +147,26 @@ def completed(theirs: Any, ours: Mapping[str, Any]) -> Any:
     """The identity that a file holds, which may be of a version that said less: with what only `ours` says."""
     known = {key: ours[key] for key in ("class_names", "digest") if key in ours}
     return {**known, **theirs} if isinstance(theirs, Mapping) else theirs
+
+
+def _spread(positions: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` of the positions from first to last, all where they are fewer."""
+    count = min(count, len(positions))
+    return positions[np.arange(count) * len(positions) // count]
+
+
+def as_described(data: Data, described: Any) -> Data:
+    """The data set with the splits of its description in a file, which an earlier version may have written.
+
+    Where no such splits are known it is the data set itself, and the description remains another.
+    """
+    if isinstance(data, Classified) and isinstance(described, dict):
+        older = replace(cast(Any, data), sparse=True)
+        if older.describe() != data.describe() and all(
+            described.get(k) == older.describe()[k] for k in ("splits", "rule")
+        ):
+            return cast(Data, older)
+    return data
 
 
 def described_input(data: Data) -> dict[str, Any]:
@@ -159,8 +190,44 @@ class Classified(ABC):
     """What data sets of classes share: fixed splits, and images of a split that are kept for the next call."""
 
     name: str
+    num_classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    sparse: bool  # as in `split_positions`: files of version 0.1.0 need it (`as_described`)
+    _prepared: dict[tuple[Split, Size], tuple[Tensor, Tensor]]  # images and their classes, the newest last
     dtype: ClassVar[torch.dtype]  # of the images that are kept
-    _prepared: dict[tuple[Split, Size], tuple[Tensor, Tensor]]  # these and their classes, the newest last
+
+    def __post_init__(self) -> None:
+        """Raises InvalidConfiguration for what would fail, or be left out in silence, in the middle of a run."""
+        object.__setattr__(self, "_prepared", {})  # what `replace` hands on is of other images
+        tests, images, *_ = self._counts
+        if not tests:
+            raise InvalidConfiguration(f"{self.name}: no test images")
+        split_positions(images)
+        check_integer("num_classes", self.num_classes, 1)
+        names: tuple[str, ...] = getattr(self, "classes", ())
+        if names and len(names) != self.num_classes:
+            raise InvalidConfiguration(f"{self.name}: {len(names)} names of classes for {self.num_classes} classes")
+        for what, values, right, allowed in (
+            ("mean", self.mean, lambda value: is_number(value) and 0 <= value <= 1, "numbers from 0 to 1"),
+            ("std", self.std, is_positive, "finite numbers above 0"),
+        ):
+            of_pixels = isinstance(values, tuple | list) and len(values) == 3 and all(map(right, values))
+            expect(what, values, of_pixels, f"three {allowed}, of pixels from 0 to 1")
+
+    def _check_labels(self, split: str, labels: NDArray[np.int64]) -> None:
+        """Raises InvalidConfiguration for classes out of range."""
+        wrong = np.flatnonzero((labels < 0) | (labels >= self.num_classes))
+        if len(wrong):
+            raise InvalidConfiguration(
+                f"{self.name}: {split} image {wrong[0]} is of class {labels[wrong[0]]}, and {len(wrong) - 1} more are "
+                f"out of range; with {self.num_classes} classes, 0 to {self.num_classes - 1} are allowed"
+            )
+
+    @property
+    @abstractmethod
+    def digest(self) -> str | None:
+        """SHA-256 of the images and all that a network is given with them, or None where they are not known."""
 
     @property
     @abstractmethod
@@ -174,7 +241,7 @@ class Classified(ABC):
     @cached_property
     def positions(self) -> dict[Split, NDArray[np.int64]]:
         """Positions of each split: in the test set for "test", in the training set for the others."""
-        return split_positions(*self._counts[1:]) | {"test": np.arange(self._counts[0])}
+        return split_positions(*self._counts[1:], self.sparse) | {"test": np.arange(self._counts[0])}
 
     def size(self, split: Split) -> int:
         """Number of images of a split."""
@@ -183,7 +250,7 @@ class Classified(ABC):
     def describe(self) -> dict[str, Any]:
         """The splits as they are written into every result."""
         splits = {split: self.size(split) for split in SPLITS}
-        return {"name": self.name, "splits": splits, "rule": split_rule(*self._counts[1:])}
+        return {"name": self.name, "splits": splits, "rule": split_rule(*self._counts[1:], self.sparse)}
 
     def held_out(self) -> dict[str, Any]:
         """Positions in the training set of the label and calibration images."""
@@ -228,8 +295,11 @@ class ImageData(Classified):
     """Images [n, 3, h, w] uint8 and classes [n] int64, for training and for the test.
 
     `split_positions` says which training images train, calibrate and label; the test set is the test
-    split and selects nothing; `spread` is its, for images that may be sorted by class. `classes`: their
-    names, where known. Augmentation mirrors and shifts whole batches on the device.
+    split and selects nothing; `spread` and `sparse` are its, for images that may be sorted by class and for
+    files of version 0.1.0. `classes`: their names, where known. `mean` and `std` are of pixels from 0 to 1.
+    Augmentation mirrors and shifts whole batches on the device.
+
+    Raises InvalidConfiguration for images, classes, mean and std that do not fit.
     """
 
     name: str
@@ -242,18 +312,41 @@ class ImageData(Classified):
     std: tuple[float, float, float]
     spread: bool = True
     classes: tuple[str, ...] = ()
+    sparse: bool = False
     _prepared: dict[tuple[Split, Size], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     dtype = torch.float32
 
     def __post_init__(self) -> None:
-        for images, labels in ((self.train_images, self.train_labels), (self.test_images, self.test_labels)):
-            if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) != len(labels):
+        for images, labels in self._sets.values():
+            if (
+                (images.dtype, images.ndim, images.shape[1:2]) != (torch.uint8, 4, (3,))
+                or not all(images.shape[2:])
+                or (labels.dtype, labels.shape) != (torch.int64, images.shape[:1])
+            ):
                 raise InvalidConfiguration(
-                    f"images {tuple(images.shape)} {images.dtype}, labels {tuple(labels.shape)}: "
-                    "expected uint8 [n, 3, h, w] and n labels"
+                    f"{self.name}: images {tuple(images.shape)} {images.dtype}, labels {tuple(labels.shape)} "
+                    f"{labels.dtype}: expected uint8 [n, 3, h, w] and n labels int64"
                 )
-        split_positions(len(self.train_images))
+        super().__post_init__()
+        for split, (_, labels) in self._sets.items():
+            self._check_labels(split, labels.cpu().numpy())
+
+    @property
+    def _sets(self) -> dict[str, tuple[Tensor, Tensor]]:
+        return {
+            "training": (self.train_images, self.train_labels),
+            "test": (self.test_images, self.test_labels),
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all images and their classes, how many of these there are, mean and std."""
+        found = hashlib.sha256(repr((self.num_classes, *map(float, (*self.mean, *self.std)))).encode())
+        for tensor in itertools.chain.from_iterable(self._sets.values()):
+            found.update(f"{tuple(tensor.shape)}".encode())
+            found.update(tensor.contiguous().cpu().numpy().data)
+        return found.hexdigest()
 
     @property
     def _counts(self) -> tuple[int, int, int, bool]:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import sys
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from onceforall.checks import check_integer
 from onceforall.data.augment import augment_picture, centre_crop
 from onceforall.data.batches import Batch
-from onceforall.data.dataset import BATCH, Classified, Split, normalise, split_positions
-from onceforall.errors import DataUnavailable, InvalidConfiguration, OFAError
+from onceforall.data.dataset import BATCH, Classified, Split, normalise
+from onceforall.data.decoding import Undecodable, decoding, rgb
+from onceforall.data.items import Items, class_names
+from onceforall.data.workers import StartMethod, work_ahead
+from onceforall.errors import DataUnavailable, InvalidConfiguration
 from onceforall.sizes import Size, height_width
 
 MOST_WORKERS = 8
@@ -33,33 +34,28 @@ MOST_WORKERS = 8
 # enough that all workers share one batch and little lies decoded beyond it.
 CHUNK = 16
 
+STAND_INS = 10  # training pictures that are tried in the place of one that cannot be decoded
+
+# What a data set's own code raises by mistake, and a decoder hardly.
+MISTAKES = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError)
+
 
 class Pictures(Protocol):
-    """Any map-style data set of pictures and their classes, torchvision's among them.
+    """Any map-style data set of pictures and their classes, such as torchvision's and Hugging Face's.
 
-    One that also has `files` and `labels`, a name and a class for each position, is described by them
-    (`ImageFolder` has both).
+    `Items` says what an item may be: pairs of PIL image and number, and whatever else has one meaning. One that
+    also has `files` and `labels`, a name and a class for each position, is described by them (`ImageFolder` has
+    both); its method `undecoded`, where it has one, is asked for items instead, and may leave decoding to
+    augmentation (`Undecoded`).
     """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[Image.Image, int]: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
+R = TypeVar("R")
 Augment = Callable[[Image.Image, Size, np.random.Generator], Image.Image]
-
-
-def rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode, decoded, in RGB: transparency is dropped, 16 bits of grey become 8."""
-    if picture.mode == "RGB":
-        picture.load()
-        return picture
-    if picture.mode.startswith("I"):
-        # Pillow would cut off at 255, and most of the picture would be white.
-        return Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode == "P" and "transparency" in picture.info:
-        picture = picture.convert("RGBA")  # else Pillow warns
-    return picture.convert("RGB")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +68,16 @@ class PictureData(Classified):
     depend on `workers`, the number of decoding processes (None: the processor's cores, at most 8; 0:
     decode in this process).
 
+    A picture that is damaged is passed over in training and calibration, with a warning; the next in its split
+    stands in for it, so that a run that is resumed does the same. In the label and test split it is an error,
+    and `check` finds it before a run begins.
+
     On Linux workers are forked: they start in 0.1 s, share the file names, and need neither
     `if __name__ == "__main__"` in a script nor pictures and augmentation that can be pickled. Elsewhere,
     and with the `start_method` "forkserver" or "spawn", they do. Choose one of these where decoding or
     augmentation uses a library with threads of its own, which a fork does not survive. What is decoded
-    ahead, one batch and a little more, lies in shared memory, 0.15 MB a picture of 224 px: a Docker
-    container with large batches needs --shm-size or --ipc=host.
+    ahead, one batch and a little more, lies in the workers' memory, 0.15 MB a picture of 224 px; shared memory
+    is not used.
     """
 
     name: str
@@ -91,24 +91,26 @@ class PictureData(Classified):
     # Calibration has the feature maps of all its images in memory at once, and these images are large:
     # 96 channels of 112 x 112 px, as in a MobileNetV3 at 224 px, take 2.4 GB for 500.
     calibration_images: int = 500
-    start_method: Literal["fork", "forkserver", "spawn"] | None = None
+    start_method: StartMethod | None = None
+    sparse: bool = False
     _prepared: dict[tuple[Split, Size], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _passed_over: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # names, and why
 
     dtype = torch.uint8
 
     def __post_init__(self) -> None:
-        if not len(self.test):
-            raise InvalidConfiguration(f"{self.name}: no test pictures")
-        for value, least in (("num_classes", 1), ("calibration_images", 1), ("workers", 0)):
-            given = getattr(self, value)
-            if given is not None and given < least:
-                raise InvalidConfiguration(f"{value} {given}: at least {least}")
-        split_positions(len(self.train))
+        check_integer("calibration_images", self.calibration_images, 1)
+        if self.workers is not None:
+            check_integer("workers", self.workers, 0)
+        super().__post_init__()
+        for split, source in (("training", self.train), ("test", self.test)):
+            if _files(source) is not None and hasattr(source, "labels"):
+                self._check_labels(split, np.asarray(source.labels))
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, where the pictures have such."""
-        return tuple(getattr(self.train, "classes", ()))
+        return class_names(self.train)
 
     @property
     def _counts(self) -> tuple[int, int, int, bool]:
@@ -131,6 +133,40 @@ class PictureData(Classified):
             digest.update("".join(rows).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
+    @cached_property
+    def digest(self) -> str | None:
+        """SHA-256 of names, classes and sizes (bytes) of all files, mean and std; None where there are no names.
+
+        Raises DataUnavailable for a file that is not there.
+        """
+        if self._fingerprint is None:
+            return None
+        found = hashlib.sha256(repr((self._fingerprint, *map(float, (*self.mean, *self.std)))).encode())
+        for source in (self.train, self.test):
+            for file in _files(source) or ():
+                path = os.path.join(getattr(source, "root", ""), file)
+                try:
+                    found.update(f"{os.stat(path).st_size}\n".encode())
+                except OSError as error:
+                    raise DataUnavailable(f"{path} cannot be read: {error.strerror}; put it back") from error
+        return found.hexdigest()
+
+    def check(self) -> None:
+        """Decode what cannot be passed over, the label and test pictures, JPEGs as small as their decoder can.
+
+        Raises DataUnavailable with the names of all that are damaged.
+        """
+        damaged: dict[str, str] = {}
+        for split in ("label", "test"):
+            for found in self._in_workers(_Check(self._decoder(split, _centre)), self._works(split, 1, BATCH)):
+                damaged.update(found)
+        if damaged:
+            listed = "; ".join(f"{name} ({reason})" for name, reason in list(damaged.items())[:20])
+            raise DataUnavailable(
+                f"{len(damaged)} of the label and test pictures cannot be decoded: {listed}"
+                f"{'; ...' * (len(damaged) > 20)}. Put whole copies in their place, or take them out of the folder"
+            )
+
     def held_out(self) -> dict[str, Any]:
         """Label and calibration pictures: their files, or where they have no names their positions."""
         files, chosen = _files(self.train), super().held_out()
@@ -146,7 +182,7 @@ class PictureData(Classified):
             _Work(positions[batch.positions[batch.part]], places[batch.part], batch.resolution, batch.seed)
             for batch, places in ((batch, range(len(batch.positions))) for batch in plan)
         )
-        for images, labels in self._decoded(self.train, works, self.augment, device):
+        for images, labels in self._decoded("train", works, self.augment, device):
             yield self._normalised(images), labels
 
     def batches(self, split: Split, resolution: Size, batch_size: int = BATCH) -> Iterator[tuple[Tensor, Tensor]]:
@@ -155,66 +191,67 @@ class PictureData(Classified):
             yield self._normalised(images), labels
 
     def _made(self, split: Split, resolution: Size, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._decoded(split, self._works(split, resolution, batch_size), _centre, torch.device("cpu"))
+
+    def _works(self, split: Split, resolution: Size, batch_size: int) -> Iterator[_Work]:
         positions = self.positions[split]
         parts = (positions[start : start + batch_size] for start in range(0, len(positions), batch_size))
-        works = (_Work(part, range(len(part)), resolution) for part in parts)
-        return self._decoded(self.test if split == "test" else self.train, works, _centre, torch.device("cpu"))
+        return (_Work(part, range(len(part)), resolution) for part in parts)
 
     def _normalised(self, images: Tensor) -> Tensor:
         return normalise(images, self.mean, self.std)
 
     def _decoded(
-        self, source: Pictures, works: Iterator[_Work], change: Augment, device: torch.device
+        self, split: Split, works: Iterator[_Work], change: Augment, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each work its pictures, uint8 [n, 3, resolution, resolution], and their classes, on the device."""
+        """For each work its pictures, uint8 [n, 3, height, width], and their classes, on the device."""
+        decoded = self._in_workers(self._decoder(split, change), works)
+        try:
+            for found in decoded:
+                if found.start == 0:
+                    shape = (found.total, *found.pixels.shape[1:])
+                    images = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+                    labels: list[int] = []
+                images.numpy()[found.start : found.start + len(found.pixels)] = found.pixels
+                labels += found.labels
+                self._say_passed_over(found.passed_over)
+                if len(labels) == found.total:
+                    classes = torch.tensor(labels, dtype=torch.int64)
+                    yield images.permute(0, 3, 1, 2).to(device, non_blocking=True), classes.to(device)
+        finally:
+            decoded.close()  # a traceback may keep it alive, and its end is that of the workers
+
+    def _decoder(self, split: Split, change: Augment) -> _Decoder:
+        source = self.test if split == "test" else self.train
+        stand_ins = self.positions[split] if split in ("train", "calibrate") else None
+        return _Decoder(source, change, Items(self.num_classes, self.classes), stand_ins)
+
+    def _in_workers(self, function: Callable[[_Work], R], works: Iterator[_Work]) -> Generator[R, None, None]:
+        """What the workers make of each piece of the works, in order."""
         first = next(works, None)
         if first is None:
             return
         chunks = itertools.chain.from_iterable(map(_Work.chunks, itertools.chain([first], works)))
-        loader = self._loader(_Decoder(source, change, self.num_classes), chunks, len(first.positions), device)
-        with warnings.catch_warnings():
-            # From Python 3.12 on; why it is safe here is said in `_loader`.
-            warnings.filterwarnings("ignore", r"This process .* is multi-threaded", DeprecationWarning)
-            decoded = iter(loader)
-        try:
-            for found in decoded:
-                if isinstance(found, OFAError):
-                    raise found
-                pixels, classes, start, total = found
-                if start == 0:
-                    images = torch.empty((total, *pixels.shape[1:]), dtype=torch.uint8, device=device)
-                    labels: list[int] = []
-                # Copied at once, which frees the memory that workers share.
-                images[start : start + len(pixels)].copy_(pixels, non_blocking=True)
-                labels += classes
-                if len(labels) == total:
-                    yield images.permute(0, 3, 1, 2), torch.tensor(labels, dtype=torch.int64).to(device)
-        finally:
-            del decoded  # the only reference, and its end is that of the workers; a traceback would keep it alive
-
-    def _loader(
-        self, decoder: _Decoder, chunks: Iterator[_Work], ahead: int, device: torch.device
-    ) -> DataLoader[_Found]:
-        """Chunks in order, `ahead` pictures and a few more decoded before they are asked for."""
         workers = min(_cores(), MOST_WORKERS) if self.workers is None else self.workers
-        options: dict[str, Any] = {}
-        if workers:
-            # Torch limits each worker to one thread of its own before anything else is done there: the
-            # forked child never waits for threads of the parent that did not come with it. 300 starts beside
-            # a thread that trained all the time took 0.12 s each, none hung; "forkserver" took 0.15 s each,
-            # 4 s the first time, "spawn" 4 s each.
-            method = self.start_method or ("fork" if sys.platform == "linux" else None)
-            options = {"multiprocessing_context": method, "prefetch_factor": -(-ahead // (CHUNK * workers)) + 1}
-        return DataLoader(
-            decoder,
-            batch_size=None,
-            sampler=chunks,
-            num_workers=workers,
-            collate_fn=_unchanged,
-            pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # what it draws for the workers is not used: leave the global one alone
-            **options,
-        )
+        ahead = len(first.positions) // CHUNK + 2 * workers
+        yield from work_ahead(function, chunks, workers, ahead, self.start_method)
+
+    def _say_passed_over(self, names: dict[str, str]) -> None:
+        """Warns of training pictures that cannot be decoded. Raises DataUnavailable where they are many."""
+        new = {name: reason for name, reason in names.items() if name not in self._passed_over}
+        self._passed_over.update(new)
+        count = len(self._passed_over)
+        if count > max(10, self.size("train") // 100):
+            raise DataUnavailable(
+                f"{count} of {self.size('train')} training pictures cannot be decoded, "
+                f"{', '.join(list(self._passed_over)[:5])} among them: is the folder whole, and its disk there?"
+            )
+        for name, reason in new.items():
+            warnings.warn(
+                f"{name} cannot be decoded ({reason}): its neighbour is trained on in its place, as for {count - 1} "
+                "others so far; leave it as it is until the run is complete",
+                stacklevel=2,
+            )
 
 
 @dataclass(frozen=True)
@@ -239,64 +276,114 @@ class _Work:
             yield replace(self, positions=self.positions[part], places=self.places[part], start=start, total=total)
 
 
-_Found = tuple[Tensor, list[int], int, int] | OFAError
+@dataclass(frozen=True)
+class _Found:
+    """What became of a work: its place, pixels [n, height, width, 3], classes; what was passed over, and why."""
+
+    start: int
+    total: int
+    pixels: NDArray[np.uint8]
+    labels: list[int]
+    passed_over: dict[str, str]
 
 
 @dataclass(frozen=True)
-class _Decoder(Dataset[_Found]):
-    """What runs in the workers: `decoder[work]` is its pixels [n, resolution, resolution, 3], classes, start and total.
+class _Decoder:
+    """What runs in the workers: from a work to its pictures.
 
-    An error of ours is returned, not raised: torch would make a worker's traceback its message.
+    `stand_ins`: positions, sorted, the next of which is taken for a picture that cannot be decoded; None where
+    that is an error.
     """
 
     source: Pictures
     change: Augment
-    num_classes: int
+    items: Items
+    stand_ins: NDArray[np.int64] | None
 
-    def __getitem__(self, work: _Work) -> _Found:
+    def __call__(self, work: _Work) -> _Found:
         height, width = height_width(work.resolution)
         pixels, labels = np.empty((len(work.positions), height, width, 3), np.uint8), []
-        try:
-            for index, (position, place) in enumerate(zip(work.positions.tolist(), work.places, strict=True)):
-                picture, label = self._read(position)
-                picture = self.change(picture, work.resolution, np.random.default_rng([work.seed, place]))
-                if picture.size != (width, height):
-                    given = f"{picture.width} x {picture.height}"
-                    raise InvalidConfiguration(f"augmentation made a picture of {given} px, not {width} x {height}")
-                pixels[index] = np.asarray(rgb(picture))
-                labels.append(label)
-        except OFAError as error:
-            return error
-        return torch.from_numpy(pixels), labels, work.start, work.total
+        passed_over: dict[str, str] = {}
+        for index, (position, place) in enumerate(zip(work.positions.tolist(), work.places, strict=True)):
+            picture, label = self._changed(position, work, place, passed_over)
+            if picture.size != (width, height):
+                given = f"{picture.width} x {picture.height}"
+                raise InvalidConfiguration(f"augmentation made a picture of {given} px, not {width} x {height}")
+            pixels[index] = np.asarray(rgb(picture))
+            labels.append(label)
+        return _Found(work.start, work.total, pixels, labels, passed_over)
 
-    def _read(self, position: int) -> tuple[Image.Image, int]:
+    def _changed(self, position: int, work: _Work, place: int, passed_over: dict[str, str]) -> tuple[Image.Image, int]:
+        """A picture, augmented, and its class, or those of the first stand-in that can be decoded."""
+        for candidate in self._candidates(position):
+            try:
+                picture, label = self.read(candidate)
+                return self.change(picture, work.resolution, np.random.default_rng([work.seed, place])), label
+            except Undecodable as error:
+                name, reason = self.name(candidate), str(error)
+                if self.stand_ins is not None:
+                    passed_over[name] = reason
+        if self.stand_ins is None:
+            raise DataUnavailable(f"{name} cannot be decoded: {reason}; put a whole copy of it in its place")
+        raise DataUnavailable(
+            f"{self.name(position)} and the {STAND_INS} training pictures after it cannot be decoded, the last because "
+            f"of {reason}: is the folder whole, and its disk there?"
+        )
+
+    def _candidates(self, position: int) -> list[int]:
+        if self.stand_ins is None:
+            return [position]
+        first = int(np.searchsorted(self.stand_ins, position))
+        chosen: list[int] = self.stand_ins.take(range(first, first + 1 + STAND_INS), mode="wrap").tolist()
+        return chosen
+
+    def read(self, position: int) -> tuple[Image.Image, int]:
+        name, ours = self.name(position), hasattr(self.source, "undecoded")
         try:
-            picture, label = self.source[position]
-            picture, label = rgb(picture), int(label)
-        except Exception as error:  # on damaged files, decoders raise almost anything
-            unreadable = DataUnavailable(f"{self._name(position)} cannot be decoded: {error}; replace or remove it")
-            unreadable.add_note(traceback.format_exc())  # a cause would not come back from a worker
-            raise unreadable from None
-        if not 0 <= label < self.num_classes:
+            with decoding():
+                item = self.source.undecoded(position) if ours else self.source[position]  # type: ignore[attr-defined]
+        except Undecodable as error:
+            cause = error.__cause__
+            if isinstance(cause, MISTAKES) and not ours:
+                raise InvalidConfiguration(
+                    f"reading {name} raised {type(cause).__name__}: {cause}; that is a fault of the data set's own "
+                    "code, or of a damaged file"
+                ) from error
+            if isinstance(cause, OSError) and cause.errno is not None:  # of the system, which may be right next time
+                raise DataUnavailable(f"{name} cannot be read: {cause.strerror}; put it back as it was") from error
+            raise
+        picture, label = self.items.read(item, name)
+        if not 0 <= label < self.items.num_classes:
             raise DataUnavailable(
-                f"{self._name(position)} is of class {label}; with {self.num_classes} classes, 0 to "
-                f"{self.num_classes - 1} are allowed"
+                f"{name} is of class {label}; with {self.items.num_classes} classes, 0 to "
+                f"{self.items.num_classes - 1} are allowed"
             )
         return picture, label
 
-    def _name(self, position: int) -> str:
+    def name(self, position: int) -> str:
         files = _files(self.source)
         return f"picture {position}" if files is None else str(Path(getattr(self.source, "root", ""), files[position]))
+
+
+@dataclass(frozen=True)
+class _Check:
+    """What runs in the workers instead, to find damage: from a work to the names of damaged pictures, and why."""
+
+    decoder: _Decoder
+
+    def __call__(self, work: _Work) -> dict[str, str]:
+        damaged = {}
+        for position in work.positions.tolist():
+            try:
+                self.decoder.read(position)[0].resize((1, 1))
+            except Undecodable as error:
+                damaged[self.decoder.name(position)] = str(error)
+        return damaged
 
 
 def _centre(picture: Image.Image, resolution: Size, rng: np.random.Generator) -> Image.Image:
     """`centre_crop` in the form of an augmentation; nothing is drawn."""
     return centre_crop(picture, resolution)
-
-
-def _unchanged(found: Any) -> Any:
-    """Keeps torch from turning what a worker sends into something else."""
-    return found
 
 
 def _files(source: Pictures) -> Sequence[str] | None:

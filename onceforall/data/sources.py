@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onceforall.data.cifar10 import Notify, cifar10
-from onceforall.data.dataset import Data
+from onceforall.data.cifar10 import cifar10
+from onceforall.data.dataset import Data, Notify
 from onceforall.data.folder import image_folder
 from onceforall.errors import InvalidConfiguration
 
@@ -34,4 +34,4 @@ def open_data(text: str, notify: Notify = lambda message: None, workers: int | N
             "exists: with one folder of pictures a class, or with train/ and val/ of such folders"
         )
     notify(f"{text}: looking for pictures")
-    return image_folder(text, workers)
+    return image_folder(text, workers, notify)

@@ -18,7 +18,7 @@ from typing import Any
 from onceforall.architecture import Architecture
 from onceforall.cost.bounds import parse_bound
 from onceforall.cost.model import Constraint
-from onceforall.data.dataset import Data, described_input, identity
+from onceforall.data.dataset import Data, as_described, described_input, identity
 from onceforall.deploy.call import Call, FinishedSteps, Report, silent
 from onceforall.deploy.card import write_card
 from onceforall.deploy.choosing import Choosing
@@ -30,7 +30,7 @@ from onceforall.deploy.twins import Latency, Twins, changes, check_precision, fi
 from onceforall.devices.device import Device
 from onceforall.devices.measure import describe_machine
 from onceforall.errors import InvalidConfiguration
-from onceforall.files import write_json
+from onceforall.files import read_jsonl, write_json
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.accuracy import save_predictor
 from onceforall.predict.corrected import CorrectedPredictor
@@ -109,6 +109,8 @@ def specialize(
     low = quantized(device, quantize)
     if table is not None and device is not None and low is None:
         check_precision(table, device.precision)
+    for header in read_jsonl(out / "steps.jsonl")[:1]:
+        data = as_described(data, header.get("data"))
     given = {"supernet": about or {}, "space": supernet.space.to_json(), "data": identity(data)}
     of_call = {**given, "device": device.identity() if device else None, "seed": seed}
     call = Call(supernet, labels, data, out, FinishedSteps(out / "steps.jsonl", of_call), seed, report)

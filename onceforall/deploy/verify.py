@@ -16,7 +16,7 @@ from onceforall.architecture import Architecture
 from onceforall.checkpoint import load_network
 from onceforall.cost.analytic import macs, params
 from onceforall.cost.learned import load_latency
-from onceforall.data.dataset import Data, completed, identity
+from onceforall.data.dataset import Data, as_described, completed, identity
 from onceforall.deploy import exports
 from onceforall.deploy.choosing import settings_of
 from onceforall.deploy.exporting import PARITY, Exporter, read_files, run_files
@@ -71,6 +71,7 @@ def verify(
     manifest, networks = read_manifest(folder)
     if supernet is not None:
         yield _equal("source weights, sha256", str(manifest["supernet"].get("sha256"))[:12], str(sha256)[:12])
+    data = as_described(data, manifest["data"]) if data is not None else None
     if data is not None and identity(data) != completed(manifest["data"], identity(data)):
         yield Claim("data", str(manifest["data"].get("name")), f"{data.name}, not the same images", repeated=False)
         data = None

@@ -22,7 +22,7 @@ from onceforall import spaces
 from onceforall.architecture import Architecture
 from onceforall.checkpoint import digest
 from onceforall.checks import expect, is_number
-from onceforall.data.dataset import Data, Split, completed, identity
+from onceforall.data.dataset import Data, Split, as_described, completed, identity
 from onceforall.errors import InvalidArchitecture, InvalidConfiguration
 from onceforall.evaluate import Evaluator
 from onceforall.files import append_jsonl, as_json, differing, read_jsonl, write_jsonl
@@ -83,6 +83,8 @@ def label(
     keep_freed_memory()
     task = task_of(data)
     path, rank, world = Path(path), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    for records in filter(None, map(read_jsonl, (path, *_parts(path)))):
+        data = as_described(data, records[0].get("data"))
     header = {
         "format": FORMAT,
         "space": supernet.space.to_json(),

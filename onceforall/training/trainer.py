@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from onceforall.checkpoint import check_fits, load_supernet, restore, save_network, save_supernet
 from onceforall.checks import expect
-from onceforall.data.dataset import Data
+from onceforall.data.dataset import Data, as_described
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, TrainingDiverged
 from onceforall.evaluate import measure, ready
 from onceforall.nn.fast_cpu import keep_freed_memory
@@ -33,7 +33,7 @@ from onceforall.training.distributed import Processes
 from onceforall.training.guard import OnDivergence
 from onceforall.training.optimizers import is_state, state_of
 from onceforall.training.run import Precision, Run
-from onceforall.training.run_folder import Record, RunFolder, State, began_with
+from onceforall.training.run_folder import Record, RunFolder, State, about_run, began_with
 from onceforall.training.schedule import Recipe
 from onceforall.training.step import train_step
 
@@ -87,6 +87,7 @@ def train(
     ):
         if text not in choices:
             raise InvalidConfiguration(f"{name} {text!r}: choices are {', '.join(choices)}")
+    data = as_described(data, about_run(Path(run)).get("data"))
     with Processes(device) as processes:
         keep_freed_memory()
         run_ = Run(net, data, recipe, processes, seed, precision, began_with(Path(run)))
@@ -160,6 +161,8 @@ class _Trainer:
         found, self.began = self._newest(), time.perf_counter()
         if found is None:
             if processes.first:
+                if hasattr(run.data, "check"):
+                    run.data.check()  # what is damaged can be mended or taken out as long as nothing has begun
                 self.folder.begin(about, run.data.held_out())
             self._check_weights()
             self._save({})

@@ -254,3 +254,11 @@ def test_a_centre_crop_keeps_seven_eighths_of_the_shorter_side() -> None:
     columns = pixels(centre_crop(ramp(512, 256), 224))[112, :, 0]
     # The shorter side becomes 256 px: of 512 columns, 144 to 367 are left, of values 250 / 511 apart.
     assert columns == pytest.approx((144 + np.arange(224)) * 250 / 511, abs=1)
+
+
+@pytest.mark.parametrize(("height", "width", "margin"), [(1, 1, 0), (3, 9, 2), (4, 4, 3)])
+def test_images_smaller_than_the_margin_are_shifted_less(height: int, width: int, margin: int) -> None:
+    images = torch.randint(0, 256, (50, 3, height, width), dtype=torch.uint8)
+    shifted = flip_and_shift(images, torch.Generator().manual_seed(0))
+    assert torch.equal(shifted, flip_and_shift(images, torch.Generator().manual_seed(0), margin))
+    assert shifted.shape == images.shape

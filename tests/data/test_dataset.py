@@ -1,6 +1,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from torch.testing import assert_close
 from onceforall.data import dataset
 from onceforall.data.augment import flip_and_shift
 from onceforall.data.batches import Batch, BatchPlan
-from onceforall.data.dataset import SPLITS, ImageData, Split, normalise, split_positions, split_rule
+from onceforall.data.dataset import SPLITS, ImageData, Split, as_described, normalise, split_positions, split_rule
 from onceforall.errors import InvalidConfiguration
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.1)
 CPU = torch.device("cpu")
+IMAGES, CLASSES = torch.zeros(20, 3, 4, 4, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64)
 
 
 def data_of(train: int, test: int = 7, size: int = 1) -> ImageData:
@@ -26,14 +28,17 @@ def data_of(train: int, test: int = 7, size: int = 1) -> ImageData:
     def images(count: int) -> Tensor:
         return (torch.arange(count) % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, size, size).contiguous()
 
-    return ImageData("positions", images(train), torch.arange(train), images(test), torch.arange(test), 10, MEAN, STD)
+    return ImageData(
+        "positions", images(train), torch.arange(train), images(test), torch.arange(test), max(train, test), MEAN, STD
+    )
 
 
 # Splits
 
 
 @pytest.mark.parametrize(
-    ("count", "train", "calibrate", "label"), [(20, 18, 1, 2), (605, 545, 31, 60), (50_000, 45_000, 2_000, 5_000)]
+    ("count", "train", "calibrate", "label"),
+    [(20, 18, 18, 2), (605, 545, 545, 60), (3_000, 2_700, 2_000, 300), (50_000, 45_000, 2_000, 5_000)],
 )
 def test_splits_have_the_documented_sizes(count: int, train: int, calibrate: int, label: int) -> None:
     data = data_of(count)
@@ -43,8 +48,19 @@ def test_splits_have_the_documented_sizes(count: int, train: int, calibrate: int
 def test_splits_follow_the_documented_rule() -> None:
     indices = data_of(100).indices
     assert indices["label"].tolist() == list(range(9, 100, 10))
-    assert indices["calibrate"].tolist() == [0, 20, 40, 60, 80]
+    assert torch.equal(indices["calibrate"], indices["train"])
     assert indices["test"].tolist() == list(range(7))
+
+
+def test_few_training_images_all_calibrate_and_many_give_every_twentieth() -> None:
+    train, calibrate, _ = split_positions(400, 1000, spread=True).values()
+    assert calibrate.tolist() == train.tolist()
+    calibrate = split_positions(1000, 90, spread=True)["calibrate"]
+    assert len(calibrate) == 90
+    assert (np.diff(calibrate) <= 12).all()  # from the whole set
+    assert split_positions(1000, 50)["calibrate"].tolist() == list(range(0, 1000, 20))
+    assert split_positions(1000, 90, sparse=True)["calibrate"].tolist() == list(range(0, 1000, 20))
+    assert split_positions(50_000)["calibrate"].tolist() == list(range(0, 40_000, 20))
 
 
 @pytest.mark.parametrize("count", [20, 605])
@@ -52,7 +68,7 @@ def test_label_images_are_never_trained_on_nor_calibrated_with(count: int) -> No
     train, calibrate, label = (set(data_of(count).indices[s].tolist()) for s in ("train", "calibrate", "label"))
     assert not label & train
     assert label | train == set(range(count))
-    assert calibrate < train
+    assert calibrate <= train
 
 
 @settings(deadline=None)
@@ -60,13 +76,16 @@ def test_label_images_are_never_trained_on_nor_calibrated_with(count: int) -> No
     count=st.one_of(st.integers(20, 2000), st.integers(20, 2_000_000)),
     calibration_images=st.integers(1, 3000),
     spread=st.booleans(),
+    sparse=st.booleans(),
 )
-def test_splits_of_any_size_keep_the_documented_bounds(count: int, calibration_images: int, spread: bool) -> None:
-    train, calibrate, label = split_positions(count, calibration_images, spread).values()
+def test_splits_of_any_size_keep_the_documented_bounds(
+    count: int, calibration_images: int, spread: bool, sparse: bool
+) -> None:
+    train, calibrate, label = split_positions(count, calibration_images, spread, sparse).values()
     assert len(train) + len(label) == count
     assert len(label) <= min(10_000, count // 10)
     assert len(label) > min(3_000, count // 20)  # 110,000 images: every 20th, 5,500
-    assert len(calibrate) == min(calibration_images, -(-count // 20))
+    assert len(calibrate) == min(calibration_images, -(-count // 20) if sparse else len(train))
     for chosen in (train, calibrate, label):
         assert (np.diff(chosen) > 0).all()
     assert not np.isin(label, train).any()
@@ -86,7 +105,7 @@ def test_calibration_images_are_the_first_or_spread_over_the_whole_set() -> None
     assert split_positions(400, 5)["calibrate"].tolist() == [0, 20, 40, 60, 80]
     assert split_positions(400, 5, spread=True)["calibrate"].tolist() == [0, 80, 160, 240, 320]
     assert split_positions(140, 5, spread=True)["calibrate"].tolist() == [0, 20, 40, 80, 100]
-    assert split_positions(80, 5, spread=True)["calibrate"].tolist() == [0, 20, 40, 60]
+    assert split_positions(80, 4, spread=True)["calibrate"].tolist() == [0, 20, 40, 60]
 
 
 def test_the_rule_of_shipped_labels_has_not_changed() -> None:
@@ -100,6 +119,30 @@ def test_the_rule_of_shipped_labels_has_not_changed() -> None:
     )
 
 
+def test_the_rule_says_what_calibrates_where_images_are_few() -> None:
+    rules = [split_rule(count, 500, spread=True).split("; ")[1] for count in (500, 1000, 10_000)]
+    assert rules == [
+        "calibrate: all of train",
+        "calibrate: 500 of train, evenly spread",
+        "calibrate: 500, evenly spread, with p % 20 == 0",
+    ]
+    sparse = split_rule(600, 500, spread=True, sparse=True)
+    assert sparse == split_rule(50_000, 500, spread=True)
+
+
+def test_files_of_the_first_version_keep_their_splits() -> None:
+    data = data_of(600)
+    described = {**replace(data, sparse=True).describe(), "something": "of a later version"}
+    older = as_described(data, described)
+    assert older.describe()["splits"]["calibrate"] == 30
+    assert older.held_out()["calibrate"] == list(range(0, 600, 20))
+    assert as_described(older, described).describe() == older.describe()
+    large = data_of(40_000)
+    for same, theirs in ((data, data.describe()), (data, {}), (data, None), (data, data_of(620).describe())):
+        assert as_described(same, theirs) is same
+    assert as_described(large, large.describe()) is large
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_sizes_are_those_of_the_splits(split: Split) -> None:
     data = data_of(605)
@@ -107,7 +150,10 @@ def test_sizes_are_those_of_the_splits(split: Split) -> None:
 
 
 def test_held_out_images_are_told_by_their_positions() -> None:
-    assert data_of(60).held_out() == {"label": [9, 19, 29, 39, 49, 59], "calibrate": [0, 20, 40]}
+    assert data_of(60).held_out() == {
+        "label": [9, 19, 29, 39, 49, 59],
+        "calibrate": [position for position in range(60) if position % 10 != 9],
+    }
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -121,25 +167,87 @@ def test_images_and_classes_of_a_split_belong_together(split: Split) -> None:
 def test_description_gives_sizes_and_the_rule() -> None:
     described = data_of(600).describe()
     assert described["name"] == "positions"
-    assert described["splits"] == {"train": 540, "calibrate": 30, "label": 60, "test": 7}
+    assert described["splits"] == {"train": 540, "calibrate": 540, "label": 60, "test": 7}
     assert "p % 10 == 9" in described["rule"]
 
 
 @pytest.mark.parametrize(
     ("images", "labels"),
     [
-        (torch.zeros(20, 3, 4, 4), torch.zeros(20)),
-        (torch.zeros(20, 4, 4, dtype=torch.uint8), torch.zeros(20)),
-        (torch.zeros(20, 1, 4, 4, dtype=torch.uint8), torch.zeros(20)),
-        (torch.zeros(20, 3, 4, 4, dtype=torch.uint8), torch.zeros(19)),
+        (torch.zeros(20, 3, 4, 4), CLASSES),
+        (torch.zeros(20, 4, 4, dtype=torch.uint8), CLASSES),
+        (torch.zeros(20, 1, 4, 4, dtype=torch.uint8), CLASSES),
+        (torch.zeros(20, 3, 0, 4, dtype=torch.uint8), CLASSES),
+        (IMAGES, CLASSES[:19]),
+        (IMAGES, CLASSES.float()),
+        (IMAGES, CLASSES[:, None]),
     ],
-    ids=["floats", "no channels", "grey", "a class too few"],
+    ids=["floats", "no channels", "grey", "no rows", "a class too few", "classes as floats", "a column of classes"],
 )
 def test_images_of_a_wrong_form_are_refused(images: Tensor, labels: Tensor) -> None:
-    good = torch.zeros(20, 3, 4, 4, dtype=torch.uint8), torch.zeros(20)
+    good = IMAGES, CLASSES
     for train, test in (((images, labels), good), (good, (images, labels))):
-        with pytest.raises(InvalidConfiguration, match=r"expected uint8 \[n, 3, h, w\] and n labels"):
+        with pytest.raises(InvalidConfiguration, match=r"expected uint8 \[n, 3, h, w\] and n labels int64"):
             ImageData("wrong", *train, *test, 10, MEAN, STD)
+
+
+@pytest.mark.parametrize("wrong", [-100, -1, 10])
+def test_classes_out_of_range_are_refused(wrong: int) -> None:
+    classes = CLASSES.clone()
+    classes[[3, 5]] = wrong
+    for split, sets in (("training", (classes, IMAGES, CLASSES)), ("test", (CLASSES, IMAGES, classes))):
+        message = f"wrong: {split} image 3 is of class {wrong}, and 1 more .* with 10 classes, 0 to 9 are allowed"
+        with pytest.raises(InvalidConfiguration, match=message):
+            ImageData("wrong", IMAGES, *sets, 10, MEAN, STD)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"test_images": IMAGES[:0], "test_labels": CLASSES[:0]}, "positions: no test images"),
+        ({"num_classes": 0}, "num_classes 0: expected an integer of at least 1"),
+        ({"num_classes": 30.0}, "num_classes 30.0: expected an integer"),
+        ({"classes": ("ant", "bee")}, "positions: 2 names of classes for 30 classes"),
+        (
+            {"std": (0.2, 0.0, 0.2)},
+            r"std \(0.2, 0.0, 0.2\): expected three finite numbers above 0, of pixels from 0 to 1",
+        ),
+        ({"std": (0.2, float("inf"), 0.2)}, "std .*inf.*: expected three finite"),
+        ({"std": (0.2, 0.2)}, "std .*: expected three"),
+        ({"std": 0.2}, "std 0.2: expected three"),
+        ({"mean": (0.5, float("nan"), 0.5)}, "mean .*nan.*: expected three numbers from 0 to 1, of pixels"),
+        ({"mean": (123.7, 116.3, 103.5)}, "mean .*: expected three numbers from 0 to 1, of pixels"),
+    ],
+)
+def test_settings_that_would_fail_in_a_run_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidConfiguration, match=message):
+        replace(data_of(30), **options)
+
+
+def test_a_changed_data_set_keeps_no_images_of_the_first() -> None:
+    data = data_of(60)
+    before = data.images("test", 1)
+    assert not torch.equal(replace(data, test_images=255 - data.test_images).images("test", 1), before)
+
+
+def test_the_digest_is_of_images_classes_and_normalisation() -> None:
+    data = data_of(60)
+    same = replace(data, name="other", test_images=data.test_images.clone(), mean=list(MEAN), sparse=True)
+    assert len(data.digest) == 64
+    assert same.digest == data.digest
+    changed = data.train_images.clone()
+    changed[7, 1] += 1
+    others = [
+        {"train_images": changed},
+        {"train_labels": data.train_labels.flip(0)},
+        {"test_labels": data.test_labels.flip(0)},
+        {"test_images": data.test_images[:6], "test_labels": data.test_labels[:6]},
+        {"train_images": data.train_images.view(60, 3, 1, 1).expand(60, 3, 1, 2)},
+        {"num_classes": 61},
+        {"mean": (0.5, 0.4, 0.31)},
+        {"std": (0.2, 0.25, 0.11)},
+    ]
+    assert len({data.digest, *(replace(data, **other).digest for other in others)}) == 9
 
 
 def test_too_few_training_images_are_refused() -> None:
@@ -266,7 +374,7 @@ def test_as_much_is_kept_as_memory_allows(
 
 @pytest.mark.parametrize("bound", [0, 10 * 3 * 16 * 4, 1 << 30])
 def test_no_more_images_are_kept_than_fit_and_batches_are_the_same(bound: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 100 images, 10 label and 5 calibrate; of 4 px, ten take the second bound, and 7 are for the test."""
+    """Of 100 images, 10 are labelled; of 4 px, ten take the second bound, and 7 are for the test."""
     whole = data_of(100, size=8)
     expected = {(split, side): list(whole.batches(split, side, 4)) for split in SPLITS for side in (4, 8)}
     data = replace(whole, _prepared={})

@@ -59,7 +59,7 @@ def test_pictures_are_sorted_by_class_then_by_file_and_found_in_folders_below(tm
 
 
 def test_picture_files_are_told_by_their_names(tmp_path: Path) -> None:
-    pictures = ["1.jpg", "2.JPEG", "3.Png", "4.bmp", "5.gif", "6.webp", "7.ppm", "8.tif", "9.TIFF"]
+    pictures = ["1.jpg", "2.JPEG", "3.Png", "4.bmp", "5.gif", "6.webp", "7.ppm", "8.tif", "9.TIFF", "91.jfif", "92.pgm"]
     others = ["a.txt", "b.npy", "jpg", ".c.jpg", "._1.jpg", "d.jpg.part", ".hidden/e.jpg"]
     touch(tmp_path, *(f"ant/{name}" for name in pictures + others), "note.jpg", ".cache/f.jpg")
     found = ImageFolder(tmp_path)
@@ -74,6 +74,49 @@ def test_links_are_followed(tmp_path: Path) -> None:
     (root / "bee").symlink_to(tmp_path / "store" / "x")
     (root / "ant" / "more").symlink_to(tmp_path / "store" / "y")
     assert ImageFolder(root).files == ("ant/more/2.png", "bee/1.png")
+
+
+def test_no_folder_is_walked_twice(tmp_path: Path) -> None:
+    touch(tmp_path, "ant/1.png", "ant/z/deep/2.png", "bee/3.png", "bee/4.png")
+    plain = ImageFolder(tmp_path)
+    for link, target in (
+        ("ant/loop", "."),
+        ("ant/loop2", "."),
+        ("ant/a", "z"),  # comes first, and yet the folder keeps its name
+        ("ant/up", ".."),
+        ("ant/other", "../bee"),
+        ("bee/z", "../ant/z"),
+    ):
+        (tmp_path / link).symlink_to(target)
+    linked = ImageFolder(tmp_path)
+    assert linked.files == plain.files == ("ant/1.png", "ant/z/deep/2.png", "bee/3.png", "bee/4.png")
+    assert linked.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_a_folder_for_two_classes_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "ant/1.png")
+    (tmp_path / "bee").symlink_to("ant")
+    with pytest.raises(DataUnavailable, match=r"bee is the same folder as .*ant: a picture has one class"):
+        ImageFolder(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_what_is_no_file_or_cannot_be_read_here_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, *(f"ant/{name}" for name in ("1.png", "2.heic", "3.AVIF", "4.dng", "note.txt")))
+    os.mkfifo(tmp_path / "ant" / "5.png")
+    (tmp_path / "ant" / "6.png").symlink_to("nowhere.png")
+    readable = {".png": "PNG", ".avif": "AVIF"}
+    monkeypatch.setattr(module.Image, "registered_extensions", lambda: readable)
+    said: list[str] = []
+    assert ImageFolder(tmp_path, notify=said.append).files == ("ant/1.png", "ant/3.AVIF")
+    assert len(said) == 1
+    assert f"{tmp_path}: 4 pictures are left out, which cannot be read here" in said[0]
+    assert all(name in said[0] for name in ("ant/2.heic", "ant/4.dng", "ant/5.png", "ant/6.png"))
+    del readable[".avif"]
+    with pytest.warns(UserWarning, match="5 pictures are left out"):
+        assert ImageFolder(tmp_path).files == ("ant/1.png",)
 
 
 def test_items_are_pictures_and_classes(tmp_path: Path) -> None:
@@ -218,15 +261,30 @@ def test_a_lone_class_is_refused_with_what_is_expected(tmp_path: Path) -> None:
         image_folder(tmp_path)
 
 
-def test_classes_that_one_side_lacks_are_named(tmp_path: Path) -> None:
+def test_a_test_class_that_is_not_trained_is_refused(tmp_path: Path) -> None:
     touch(tmp_path / "train", *(f"{name}/1.png" for name in ("ant", "bee", "cow")))
     touch(tmp_path / "val", *(f"{name}/1.png" for name in ("ant", "dog", *(f"x{i}" for i in range(6)))))
     with pytest.raises(DataUnavailable) as error:
         image_folder(tmp_path)
     assert str(error.value) == (
-        f"the classes of training and test set differ: only {tmp_path / 'train'} has bee, cow; "
-        f"only {tmp_path / 'val'} has dog, x0, x1, x2, x3 and 2 more"
+        f"{tmp_path / 'val'} has classes that {tmp_path / 'train'} lacks, so that nothing would learn them: "
+        "dog, x0, x1, x2, x3 and 2 more"
     )
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_test_set_may_lack_a_class_which_is_said(tmp_path: Path, empty: bool) -> None:
+    classes_in(tmp_path / "train", 10)
+    classes_in(tmp_path / "val", 2, ("ant", "cow"))
+    if empty:
+        (tmp_path / "val" / "bee").mkdir()
+    said: list[str] = []
+    data = image_folder(tmp_path, 0, said.append)
+    assert data.classes == tuple(COLOURS)
+    assert [labels.tolist() for _, labels in data.batches("test", 16)] == [[0, 0, 2, 2]]
+    assert said == [f"{tmp_path / 'val'} has no pictures of bee: nothing will be known of how well they are told"]
+    with pytest.warns(UserWarning, match="has no pictures of bee"):
+        image_folder(tmp_path)
 
 
 def test_too_few_pictures_are_refused(tmp_path: Path) -> None:

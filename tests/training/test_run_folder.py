@@ -416,9 +416,7 @@ def test_a_finished_run_is_not_written_again_nor_trained_over(
     assert result.read_bytes() == before
     for path in (tmp_path / "checkpoints").iterdir():
         path.unlink()
-    with pytest.raises(
-        InvalidConfiguration, match=r"a run already \(supernet.safetensors\), which would be lost"
-    ):
+    with pytest.raises(InvalidConfiguration, match=r"a run already \(supernet.safetensors\), which would be lost"):
         train(Supernet(tiny_space), few_data, RECIPE, tmp_path)
     assert result.read_bytes() == before
 
