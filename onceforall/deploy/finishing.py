@@ -47,14 +47,14 @@ def finetuned(choosing: Choosing, networks: Sequence[Specialized], epochs: int) 
 def _trained(call: Call, network: Specialized, epochs: int) -> Finetuning:
     """Train a network for so many epochs more; from then on it is exported with the weights that come out.
 
-    The run folder, below `finetune`, is named by all that the training depends on: an interrupted one goes on, and
+    The run folder is named by all that the training depends on: an interrupted one goes on, and
     another one is no obstacle.
     """
     net = Network.of(call.supernet, network.architecture)
     recipe = finetune(epochs, min(BATCH, call.data.size("train")))
     about = [digest(net), network.architecture.to_json(), recipe.to_json(), call.data.describe(), call.seed]
     run = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    train(net, call.data, recipe, call.out / "finetune" / run, seed=call.seed)
+    train(net, call.data, recipe, (call.trainings or call.out / "finetune") / run, seed=call.seed)
     path = call.out / network.name / "finetuned.safetensors"
     save_network(path, net)
     weights = File.of(path)

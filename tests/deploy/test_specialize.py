@@ -18,7 +18,7 @@ from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.devices.timing import time_turns
 from onceforall.errors import InfeasibleConstraint, UnwritableOutput
 from onceforall.evaluate import measure_top1, ready
-from onceforall.files import sha256
+from onceforall.files import as_json, read_json, sha256
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label
 from onceforall.report import plots, tables
@@ -120,8 +120,8 @@ def test_the_real_clock(
 
 def test_files_are_what_the_manifest_says(result: tuple[Specialization, Path]) -> None:
     found, out = result
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest == json.loads(json.dumps(found.to_json()))
+    manifest = read_json(out / "manifest.json")
+    assert manifest == as_json(found.to_json())
     files = [file for network in manifest["networks"] for export in network["exports"] for file in export["files"]]
     assert len(files) == 5
     for file in files:
