@@ -211,7 +211,7 @@ def changes(value: Any, rng: random.Random) -> Iterator[tuple[str, Change]]:
         yield "turned", put(not value)
     elif isinstance(value, int | float):
         yield "scaled", put(value * 2 if value else 1)
-        yield "moved", put(value + 1 if isinstance(value, int) else value * 1.3 + 0.1)
+        yield "moved", put(value // 2 - 1 if isinstance(value, int) else value * 1.3 + 0.1)
     elif isinstance(value, str):
         yield "changed", put(value[:-1] + ("x" if value[-1:] != "x" else "y"))
         if "/" in value or value.endswith((".json", ".safetensors")):

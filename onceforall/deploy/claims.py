@@ -38,7 +38,8 @@ def equal(about: str, stated: object, found: object) -> Claim:
 
 def same_json(about: str, stated: Any, found: Any) -> Claim:
     """That two JSON values are the same. Raises BrokenClaim, which names the place."""
-    if different := differing(stated, as_json(found)):
+    if stated != (found := as_json(found)):
+        different = differing(stated, found) or "an entry is missing"
         raise BrokenClaim(f"{about}: the manifest and what was found here differ: {different}")
     return Claim(about, told(stated), "the same")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
@@ -235,14 +235,16 @@ class Specialized:
         return replace(found, exports=(*found.exports, Exported(PYTHON, "fp32", "torch", files)))
 
 
-def _renamed(value: Mapping[str, Any], score: Score, reading: bool) -> dict[str, Any]:
+def _renamed(value: Any, score: Score, reading: bool) -> Any:
     """A network and its exports with the names of scores as files have them, or, reading, as fields have them."""
+    if not isinstance(value, Mapping):  # which is said when it is read
+        return value
     names = {name: name.replace("score", score.key) for name in SCORES}
     if reading:
         names = {there: here for here, there in names.items()}
         value = {key: entry for key, entry in value.items() if key not in FOLLOWS}
     renamed = {names.get(key, key): entry for key, entry in value.items()}
-    if isinstance(value.get("exports"), Iterable):
+    if isinstance(value.get("exports"), list | tuple):
         renamed["exports"] = [_renamed(export, score, reading) for export in value["exports"]]
     return renamed
 
