@@ -224,7 +224,7 @@ class _Judged:
             about = f"{network.name}, {export.name}"
             files = read_files(self.folder, export.files)
             yield _intact(f"{about}: files", files)
-            yield from derived.of_export(about, export, self.threads)
+            yield from derived.of_export(self.manifest, about, export, self.threads)
             device = derived.made_here(export.device, export.precision, self.threads)
             if isinstance(device, str):
                 yield Claim(f"{about}: accuracy, latency", export.runtime, device, repeated=False)
