@@ -35,13 +35,12 @@ from unittest import mock
 import numpy as np
 import torch
 
-import onceforall.deploy.verify as judging
 from onceforall.checkpoint import digest
 from onceforall.cost.analytic import MACs
 from onceforall.cost.latency import LatencyTable
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.derived import NOT_REPEATED
-from onceforall.deploy.exporting import Exporter
+from onceforall.deploy.exporting import Exporter, run_files
 from onceforall.deploy.exports import PythonExport
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.verify import Claim, verify
@@ -50,6 +49,7 @@ from onceforall.errors import OFAError
 from onceforall.files import DIGEST, write_json
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label, label
+from onceforall.predict.quality import assess
 from onceforall.spaces.inverted_residual import FirstBlock, InvertedResidualSpace, Stage
 
 AIM = 0.95
@@ -102,7 +102,7 @@ def tiny() -> tuple[Supernet, ImageData]:
 
     names = ["red", "green", "blue", "grey"]
     return Supernet(space, seed=1), ImageData(
-        "tiny", *images(200), *images(60), 4, (0.5, 0.51, 0.52), (0.2, 0.21, 0.22), classes=names
+        "tiny", *images(200), *images(60), 4, (0.5, 0.51, 0.52), (0.2, 0.21, 0.22), classes=tuple(names)
     )
 
 
@@ -122,7 +122,7 @@ def made(place: Path, budgets: Sequence[str] = ("90%", "100 ms")) -> Truth:
 
 def ideal_machine() -> Any:
     """Patches: clocks and memory repeat exactly, and what was measured of equal files is not measured again."""
-    judge, in_torch, run, assess = Exporter.judge, Exporter.in_torch, judging.run_files, judging.assess
+    judge, in_torch = Exporter.judge, Exporter.in_torch
     known: dict[Any, Any] = {}
 
     def ms(loads: Sequence[object], turns: object, **given: object) -> np.ndarray:
@@ -143,7 +143,7 @@ def ideal_machine() -> Any:
 
     def ran(device: Any, files: Any, shape: Any, data: Any, batches: Any) -> Any:
         key = (device.name, device.precision, tuple(sorted(files.items())))  # of label images alone
-        known[key] = known.get(key) or run(device, files, shape, data, batches)
+        known[key] = known.get(key) or run_files(device, files, shape, data, batches)
         return known[key]
 
     def assessed(predictor: Any, space: Any, *pairs: Any, seed: int) -> Any:
@@ -155,8 +155,8 @@ def ideal_machine() -> Any:
         stack.enter_context(mock.patch(f"onceforall.deploy.{module}.time_turns", ms))
     for module in ("finishing", "verify"):
         stack.enter_context(mock.patch(f"onceforall.deploy.{module}.measure_memory", memory))
-    stack.enter_context(mock.patch.object(judging, "run_files", ran))
-    stack.enter_context(mock.patch.object(judging, "assess", assessed))
+    stack.enter_context(mock.patch("onceforall.deploy.verify.run_files", ran))
+    stack.enter_context(mock.patch("onceforall.deploy.verify.assess", assessed))
     stack.enter_context(mock.patch.object(Exporter, "judge", judged))
     stack.enter_context(mock.patch.object(Exporter, "in_torch", scored))
     return stack
