@@ -452,6 +452,8 @@ def parse_networks(manifest: Mapping[str, Any]) -> list[Specialized]:
         msgspec.convert(manifest, _Manifest)
     except msgspec.ValidationError as error:
         raise IncompatibleCheckpoint(str(error)) from None
+    if manifest.get("format") == FORMAT and (missing := {"machine", "data_source", "score"} - manifest.keys()):
+        raise IncompatibleCheckpoint(f"no {' and '.join(sorted(missing))}")
     score = score_in(manifest)
     networks = [Specialized.from_json(network, score) for network in manifest["networks"]]
     if not networks or any(not network.exports for network in networks):
