@@ -57,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         _unfinished.discard(temporary)
         with contextlib.suppress(OSError):
@@ -110,7 +110,7 @@ def owned(folder: Path, what: str) -> Iterator[None]:
     except NotImplementedError:  # a file system without locks
         pass
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
     try:
         yield
     finally:
@@ -124,7 +124,7 @@ def check_writable(folder: Path) -> None:
     probe.unlink(missing_ok=True)
 
 
-def _unwritable(path: Path, error: OSError) -> UnwritableOutput:
+def unwritable(path: Path, error: OSError) -> UnwritableOutput:
     """The error, which says what to do about it."""
     remedies = {"ENOSPC": "free some space on this disk, or choose a folder on another"}
     remedy = remedies.get(errno.errorcode.get(error.errno or 0, ""), "choose a writable folder")
@@ -255,7 +255,7 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
             file.truncate(_end_of_last_line(file))
             file.write(_line(record))
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def _line(record: dict[str, Any]) -> bytes:

@@ -155,7 +155,8 @@ def test_the_whole_road(
     verified = json.loads(stdout.splitlines()[-1])["verified"]
     save_supernet(model / "supernet.safetensors", Supernet(tiny_space, seed=9))  # trained anew, say
     stdout = run(road, "verify", tmp_path / "out")
-    assert json.loads(stdout.splitlines()[-1])["verified"] == verified - 1 - 3  # no checksum, no parity
+    # No checksum and no space, no parity and no agreement of three networks.
+    assert json.loads(stdout.splitlines()[-1])["verified"] <= verified - 2 - 2 * 3
     with pytest.raises(BrokenClaim, match="source weights, sha256"):
         run(road, "verify", tmp_path / "out", "--model", model)
     monkeypatch.setattr(bundle_measure, "_resident", lambda *given: 1024)

@@ -16,7 +16,7 @@ ROOMS = (
     "errors",
     "checks",
     "download files process registry serial sizes",
-    "architecture layers",
+    "architecture layers results",
     "choices",
     "rows",
     "space",

@@ -3,7 +3,7 @@
     weights.safetensors    every tensor once, cut to what the largest sub-network needs; and, of each
                            sub-network, its batch norms as a scale and a shift a channel
     NAME.onnx              the graph alone: its weights are places in that same file
-    manifest.json          architectures, layers, where each tensor lies, and what was measured
+    manifest.json          architectures, layers, where each tensor lies, digests, and what was measured
 
 Batch norms stay unfolded on disk, because folding would make every weight a sub-network's own. They are
 folded when a sub-network is taken into use: by the loader in PyTorch, by ONNX Runtime as it loads a graph.
@@ -11,9 +11,11 @@ folded when a sub-network is taken into use: by the loader in PyTorch, by ONNX R
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +23,28 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from onceforall import serial
 from onceforall.architecture import Architecture
-from onceforall.bundle.shared import Place, refer, share
-from onceforall.checkpoint import read_tensors, write_tensors
+from onceforall.bundle.shared import Place, refer, share, weights_of
+from onceforall.checkpoint import check_numbers, read_tensors, write_tensors
 from onceforall.data.dataset import Data
 from onceforall.devices.measure import session_options
 from onceforall.devices.onnx import INPUT, to_onnx
-from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, OFAError, UnwritableOutput
-from onceforall.files import read_json_object, sha256, write_atomically, write_json
-from onceforall.layers import layer_from_json, layer_to_json
+from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, OFAError
+from onceforall.files import owned, read_json_object, sha256, write_atomically, write_json
+from onceforall.layers import LayerSpec, layer_from_json, layer_to_json
 from onceforall.nn.calibrate import calibrate
 from onceforall.nn.network import SubNetwork
 from onceforall.nn.plain import ConvNormAct
 from onceforall.nn.subnet import build, channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet
 from onceforall.profiling.measuring import image_shape
+from onceforall.results import MANIFEST, UNFINISHED, check_ours, check_whole, discard, inside, publish
 from onceforall.sizes import Size
 from onceforall.space import SearchSpace
 
-FORMAT = "onceforall.bundle/1"
+FORMATS = ("onceforall.bundle/2", "onceforall.bundle/1")  # /1 has no digests of its graphs
+FORMAT = FORMATS[0]
 RUNTIMES = ("torch", "onnxruntime")
 WEIGHTS = "weights.safetensors"
 
@@ -70,10 +75,12 @@ def write_bundle(
     """Extract and recalibrate the sub-networks, and write the bundle; returns its manifest.
 
     The keys of `architectures` are the names that the loader switches by. Raises InvalidConfiguration
-    for none or for a name that is no file name, InvalidArchitecture, UnwritableOutput. manifest.json
-    comes last: without it, or with another's weights, a folder is no bundle.
+    for none, for a name that is no file name, and for a folder whose manifest.json is not a bundle's;
+    InvalidArchitecture; IncompatibleCheckpoint for weights that are not finite; UnwritableOutput. A bundle
+    that is there already stays as it is until the new one is complete.
     """
     out = Path(out)
+    check_ours(out, FORMATS, "bundle")
     if not architectures:
         raise InvalidConfiguration("a bundle needs at least one sub-network: none was given")
     for name in architectures:
@@ -82,34 +89,35 @@ def write_bundle(
     networks = {name: unfolded(_calibrated(supernet, arch, data)) for name, arch in architectures.items()}
     places = {name: positions(supernet.space, arch) for name, arch in architectures.items()}
     tensors, found = share({name: _named(networks[name], name, places[name]) for name in networks})
-    _clear(out)
-    write_tensors(out / WEIGHTS, tensors, {"format": FORMAT})
-    entries: dict[str, Any] = {}
-    for name, arch in architectures.items():
-        network = networks[name]
-        model = onnx.load_from_string(to_onnx(network, image_shape(arch)))
-        write_atomically(out / f"{name}.onnx", refer(model, found[name], out / WEIGHTS))
-        entries[name] = {
-            "architecture": arch.to_json(),
-            "layers": [layer_to_json(spec) for spec in network.specs],
-            "tensors": {key: [*place] for key, place in found[name].items()},
-            "onnx": f"{name}.onnx",
-        }
-    weights = {"file": WEIGHTS, "bytes": (out / WEIGHTS).stat().st_size, "sha256": sha256(out / WEIGHTS)}
-    manifest = {"format": FORMAT, "weights": weights, "networks": entries}
-    write_json(out / "manifest.json", manifest)
+    for key, tensor in tensors.items():
+        check_numbers("the bundle", key, tensor, floating=True)
+    with owned(out, "bundle"):
+        publish(out, named_files)  # of a call that was killed in that
+        discard(out)
+        new = out / UNFINISHED
+        write_tensors(new / WEIGHTS, tensors, {"format": FORMAT})
+        entries: dict[str, Any] = {}
+        for name, arch in architectures.items():
+            network, graph = networks[name], new / f"{name}.onnx"
+            model = onnx.load_from_string(to_onnx(network, image_shape(arch)))
+            write_atomically(graph, refer(model, found[name], new / WEIGHTS))
+            entries[name] = {
+                "architecture": arch.to_json(),
+                "layers": [layer_to_json(spec) for spec in network.specs],
+                "tensors": {key: [*place] for key, place in found[name].items()},
+                "onnx": graph.name,
+                "onnx_sha256": sha256(graph),
+            }
+        weights = {"file": WEIGHTS, "bytes": (new / WEIGHTS).stat().st_size, "sha256": sha256(new / WEIGHTS)}
+        manifest = {"format": FORMAT, "weights": weights, "networks": entries}
+        write_json(new / MANIFEST, manifest)
+        publish(out, named_files)
     return manifest
 
 
-def _clear(out: Path) -> None:
-    """Remove what says that the folder is a bundle, and graphs that refer to its weights. Raises UnwritableOutput."""
-    try:
-        with contextlib.suppress(InvalidConfiguration, KeyError, TypeError, AttributeError):  # of no bundle of ours
-            for entry in read_json_object(out / "manifest.json")["networks"].values():
-                (out / Path(entry["onnx"]).name).unlink(missing_ok=True)
-        (out / "manifest.json").unlink(missing_ok=True)
-    except OSError as error:
-        raise UnwritableOutput(f"cannot write {out}: {error.strerror}; choose a writable folder") from error
+def named_files(manifest: Mapping[str, Any]) -> list[str]:
+    """The files of a bundle, by its manifest. Raises IncompatibleCheckpoint."""
+    return [WEIGHTS, *(network.onnx for network in parse(manifest).networks.values())]
 
 
 def positions(space: SearchSpace, arch: Architecture) -> list[str]:
@@ -128,6 +136,52 @@ def unfolded(network: SubNetwork) -> SubNetwork:
     return network.eval()
 
 
+@dataclass(frozen=True)
+class _Network:
+    """What a manifest says of one sub-network."""
+
+    architecture: Architecture
+    layers: tuple[dict[str, Any], ...]
+    tensors: Mapping[str, Place]
+    onnx: str
+    onnx_sha256: str | None = None
+
+    @cached_property
+    def specs(self) -> list[LayerSpec]:
+        """Its layers. Raises InvalidConfiguration."""
+        return [layer_from_json(value) for value in self.layers]
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """The file that all sub-networks share."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The manifest of a bundle, but for what was measured."""
+
+    weights: _Weights
+    networks: Mapping[str, _Network]
+
+
+def parse(manifest: Mapping[str, Any]) -> _Manifest:
+    """A manifest whose every field was looked at. Raises IncompatibleCheckpoint."""
+    given = {key: value for key, value in manifest.items() if key not in ("format", "measured")}
+    found = serial.from_json(_Manifest, given, "the manifest of a bundle", IncompatibleCheckpoint)
+    if not found.networks or found.weights.file != WEIGHTS:
+        raise IncompatibleCheckpoint(f"not the manifest of a bundle: expected sub-networks, and weights in {WEIGHTS}")
+    for name, network in found.networks.items():
+        unsealed = manifest.get("format") == FORMAT and network.onnx_sha256 is None
+        if network.onnx != f"{name}.onnx" or unsealed:
+            raise IncompatibleCheckpoint(f"not the manifest of a bundle: {name!r:.60} has no graph and digest")
+    return found
+
+
 class Bundle:
     """The sub-networks of a bundle, one of them in use; images [n, 3, resolution, resolution] -> logits [n, classes].
 
@@ -142,10 +196,13 @@ class Bundle:
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], runtime: str, keep: int, threads: int) -> None:
         self.folder, self.runtime, self.keep, self.threads = folder, runtime, keep, threads
-        self._networks: Mapping[str, Any] = manifest["networks"]
+        self._networks = parse(manifest).networks
         self._ready: OrderedDict[str, Run] = OrderedDict()
         self._plain: dict[str, SubNetwork] = {}
-        self._tensors = read_tensors(folder / WEIGHTS)[0] if runtime == "torch" else {}
+        tensors = read_tensors(folder / WEIGHTS)[0]
+        for key, tensor in tensors.items():
+            check_numbers(str(folder / WEIGHTS), key, tensor, floating=True)
+        self._tensors = tensors if runtime == "torch" else {}
         self.name = next(iter(self._networks))
         self.use(self.name)
 
@@ -162,13 +219,7 @@ class Bundle:
                 f"runtime {runtime!r}, keep {keep}, threads {threads}: expected {' or '.join(RUNTIMES)}, 1 or more, "
                 "1 or more"
             )
-        manifest = read_manifest(path)
-        try:
-            return cls(path, manifest, runtime, keep, threads)
-        except (KeyError, TypeError, AttributeError, StopIteration, RuntimeError, OSError) as error:
-            if isinstance(error, OFAError):
-                raise
-            raise IncompatibleCheckpoint(f"{path} is no bundle that can be loaded: {error}") from error
+        return cls(path, read_manifest(path), runtime, keep, threads)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -183,7 +234,7 @@ class Bundle:
     @property
     def architecture(self) -> Architecture:
         """The sub-network in use."""
-        return Architecture.from_json(self._networks[self.name]["architecture"])
+        return self._networks[self.name].architecture
 
     def use(self, name: str) -> None:
         """Switch to a sub-network. Raises InvalidConfiguration for a name that the bundle does not have."""
@@ -197,7 +248,7 @@ class Bundle:
             if self.runtime == "torch":
                 self._ready[name] = self._module(name)
             else:
-                self._ready[name] = in_onnxruntime(self.folder / self._networks[name]["onnx"], self.threads)
+                self._ready[name] = in_onnxruntime(self._graph(name), self.threads)
         self._ready.move_to_end(name)
         self.name = name
 
@@ -205,18 +256,40 @@ class Bundle:
         self.use(self.name)  # ready, unless loading another one failed
         return self._ready[self.name](images)
 
+    def _graph(self, name: str) -> Path:
+        """The file of a sub-network, whole, which finds its weights in this folder. Raises IncompatibleCheckpoint."""
+        entry = self._networks[name]
+        path = inside(self.folder, entry.onnx)
+        try:
+            content = path.read_bytes()
+            digest, elsewhere = hashlib.sha256(content).hexdigest(), weights_of(content) - {WEIGHTS}
+        except (OSError, ValueError) as error:
+            raise IncompatibleCheckpoint(f"{path} cannot be loaded: {error}; copy it again") from error
+        if entry.onnx_sha256 not in (None, digest):
+            raise IncompatibleCheckpoint(f"{path} is not the file that manifest.json was written with: copy both again")
+        if elsewhere:
+            raise IncompatibleCheckpoint(f"{path} looks for weights in {', '.join(sorted(elsewhere)):.100}")
+        return path
+
     def _module(self, name: str) -> Run:
         entry = self._networks[name]
-        if name not in self._plain:  # without weights, modules cost little: they are made once
-            self._plain[name] = without_weights(entry["layers"])
-        tensors = {key: Place(*value).cut(self._tensors) for key, value in entry["tensors"].items()}
-        return in_torch(self._plain[name], _folded(tensors))
+        try:
+            if name not in self._plain:  # without weights, modules cost little: they are made once
+                self._plain[name] = without_weights(entry.specs)
+            tensors = {key: place.cut(self._tensors) for key, place in entry.tensors.items()}
+            return in_torch(self._plain[name], _folded(tensors))
+        except (KeyError, TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
+            if isinstance(error, OFAError):
+                raise
+            raise IncompatibleCheckpoint(
+                f"{self.folder / MANIFEST}: the layers and tensors of {name!r:.60} do not fit: {error!s:.200}"
+            ) from error
 
 
-def without_weights(layers: Sequence[Any]) -> SubNetwork:
-    """The network of the layers that a manifest has, batch norms folded, on no device."""
+def without_weights(layers: Sequence[LayerSpec]) -> SubNetwork:
+    """The network of these layers, batch norms folded, on no device."""
     with torch.device("meta"):
-        return fold_batch_norm(build([layer_from_json(value) for value in layers]))
+        return fold_batch_norm(build(layers))
 
 
 def in_torch(network: SubNetwork, tensors: Mapping[str, Tensor]) -> Run:
@@ -251,16 +324,20 @@ def in_onnxruntime(file: Path, threads: int) -> Run:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a bundle whose weights are those that it was written with. Raises IncompatibleCheckpoint."""
-    if not (path / "manifest.json").is_file():
+    if not (path / MANIFEST).is_file():
         raise IncompatibleCheckpoint(f"{path} holds no manifest.json: it is no bundle, or was not written to its end")
     try:
-        manifest = read_json_object(path / "manifest.json")
+        check_whole(path)
+        manifest = read_json_object(path / MANIFEST)
     except InvalidConfiguration as error:
         raise IncompatibleCheckpoint(str(error)) from error
-    if manifest.get("format") != FORMAT:
-        raise IncompatibleCheckpoint(f"{path}: format {manifest.get('format')!r}, expected {FORMAT!r}")
-    weights = path / WEIGHTS
-    known = dict(manifest.get("weights", {})).get("sha256")
+    if manifest.get("format") not in FORMATS:
+        raise IncompatibleCheckpoint(f"{path}: format {manifest.get('format')!r:.60}, expected {FORMAT!r}")
+    try:
+        known = parse(manifest).weights.sha256
+    except IncompatibleCheckpoint as error:
+        raise IncompatibleCheckpoint(f"{path / MANIFEST}: {error}; write the bundle again") from error
+    weights = inside(path, WEIGHTS)
     if not weights.is_file() or sha256(weights) != known:
         raise IncompatibleCheckpoint(f"{weights} is not the file that manifest.json was written with: copy both again")
     return manifest

@@ -22,7 +22,7 @@ from onceforall.devices.onnx import INPUT, to_onnx
 from onceforall.devices.torch import pinned
 from onceforall.evaluate import ready
 from onceforall.files import write_atomically, write_json
-from onceforall.layers import MBConvSpec
+from onceforall.layers import MBConvSpec, layer_from_json
 from onceforall.nn.subnet import build, channels_last, fold_batch_norm
 from onceforall.nn.supernet import Supernet
 from onceforall.process import run_python
@@ -161,7 +161,8 @@ def report_memory() -> None:
                 path = Path(files, name)
                 if runtime == "torch":
                     tensors, _ = read_tensors(path.with_name(f"{name}.safetensors"))
-                    alive.append(in_torch(without_weights(entry["layers"]), tensors))
+                    specs = [layer_from_json(value) for value in entry["layers"]]
+                    alive.append(in_torch(without_weights(specs), tensors))
                 else:
                     alive.append(in_onnxruntime(path.with_name(f"{name}.onnx"), int(threads)))
                 alive[-1](images[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,6 +115,28 @@ def refer(model: onnx.ModelProto, places: Mapping[str, Place], weights: Path) ->
     graph.node.extend(nodes)
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def weights_of(content: bytes) -> set[str]:
+    """The files in which an ONNX model looks for its tensors. Raises ValueError where it is none."""
+    try:
+        model = onnx.load_from_string(content)
+    except Exception as error:  # protobuf's own
+        raise ValueError(f"it is no ONNX model: {error}") from error
+    entries = [entry for tensor in _tensors(model.graph) for entry in tensor.external_data]
+    return {str(entry.value) for entry in entries if entry.key == "location"}
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """All that a graph holds, and those within its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield attribute.t
+            yield from attribute.tensors
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from _tensors(inner)
 
 
 def _header(path: Path) -> dict[str, tuple[int, tuple[int, ...]]]:

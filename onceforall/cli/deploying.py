@@ -32,9 +32,11 @@ from onceforall.deploy.verify import verify as run_verify
 from onceforall.devices import by_name
 from onceforall.errors import BrokenClaim, DataUnavailable, InvalidConfiguration, OFAError
 from onceforall.files import check_writable
+from onceforall.predict.labels import read_labels
 from onceforall.report import tables
 from onceforall.report.progress import Steps
 from onceforall.tasks import task_of
+from onceforall.zoo import LABELS
 
 
 @app.command()
@@ -180,9 +182,14 @@ def verify(
         if data:
             raise
         notify(f"no data set, so no accuracies (give --data): {problem}")
+    labels = None
+    try:
+        labels = read_labels(entry.folder / LABELS, entry.supernet.space) if entry else None
+    except OFAError as problem:
+        notify(f"no labels, so no errors of the predictor: {problem}")
     repeated = skipped = 0
     try:
-        for claim in run_verify(folder, images, entry.supernet if entry else None, digest):
+        for claim in run_verify(folder, images, entry.supernet if entry else None, digest, labels):
             repeated, skipped = repeated + claim.repeated, skipped + (not claim.repeated)
             sign = "[green]holds[/]  " if claim.repeated else "[yellow]not here[/]"
             said = escape(f"{claim.about}: {claim.stated}; here: {claim.found}")

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from onceforall import serial
 from onceforall.architecture import Architecture
 from onceforall.cost.latency import Timing
 from onceforall.data.dataset import Data, completed
@@ -16,13 +17,14 @@ from onceforall.deploy.exports import Export
 from onceforall.deploy.manifest import Exported, Number, Specialized
 from onceforall.devices.device import Device
 from onceforall.devices.timing import time_turns
-from onceforall.errors import InvalidConfiguration
-from onceforall.files import append_jsonl, as_json, read_jsonl
+from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, OFAError
+from onceforall.files import append_jsonl, as_json, differing, read_jsonl, write_jsonl
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label
 from onceforall.profiling.measuring import WHOLE, image_shape, summarise
+from onceforall.results import discard
 from onceforall.space import SearchSpace
-from onceforall.tasks import Score, task_of
+from onceforall.tasks import CLASSIFICATION, Score, task_of
 
 T = TypeVar("T")
 Report = Callable[[str, int, int], None]  # of a step, how much of it is done, and of how much
@@ -32,26 +34,63 @@ def silent(step: str, done: int, total: int) -> None:
     """Reports nothing."""
 
 
+# What a step finds, by how its name begins: a longer beginning before a shorter one.
+FOUND: dict[str, Any] = {
+    "label ": float,
+    "test torch ": float,
+    "test ": tuple[float, float, float],
+    "memory ": int,
+    "latency ": str,
+    "precision ": dict[str, Any],
+    "networks ": list[dict[str, Any]],
+}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A line behind the first."""
+
+    step: str
+    found: Any
+
+
 class FinishedSteps:
     """A JSONL file: what the call is of, then a row a finished step. The same call goes on behind the last one.
 
-    It is there until the call is complete. Raises InvalidConfiguration where it is of another call.
+    It is there until the call is complete. One of another call that finished no step is no obstacle: it goes, with
+    what else that call has left. Raises InvalidConfiguration where another call did, IncompatibleCheckpoint for rows
+    that are no steps.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+    def __init__(self, path: Path, identity: dict[str, Any], score: Score = CLASSIFICATION.score) -> None:
         self.path = path
-        records = read_jsonl(path)
-        if records and "data" in identity:
-            records[0]["data"] = completed(records[0].get("data"), as_json(identity["data"]))
-        if records and records[0] != as_json(identity):
-            different = sorted(key for key in identity if records[0].get(key) != as_json(identity[key]))
-            raise InvalidConfiguration(
-                f"{path} is of an interrupted call with another {', '.join(different) or 'version'}: repeat that call, "
-                "choose another folder, or remove the file"
-            )
+        records, own = read_jsonl(path), as_json(identity)
+        if records and "data" in own:
+            records[0]["data"] = completed(records[0].get("data"), own["data"])
+        if records and records[0] != own:
+            if len(records) > 1:
+                different = sorted(key for key in own if records[0].get(key) != own[key])
+                raise InvalidConfiguration(
+                    f"{path} is of an interrupted call with another {', '.join(different) or 'version'}: repeat that "
+                    f"call, choose another folder, or remove the file ({differing(records[0], own)})"
+                )
+            records = []
         if not records:
-            append_jsonl(path, identity)
-        self._found: dict[str, Any] = {record["step"]: record["found"] for record in records[1:]}
+            discard(path.parent)
+            write_jsonl(path, [identity])
+        self._found: dict[str, Any] = {}
+        for number, record in enumerate(records[1:], 2):
+            try:
+                step = serial.from_json(_Step, record, "a finished step")
+                kind = next((kind for name, kind in FOUND.items() if step.step.startswith(name)), Any)
+                self._found[step.step] = serial.from_json(kind, step.found, f"what {step.step:.20} finds")
+                if step.step.startswith("networks "):
+                    for network in step.found:
+                        _ = Specialized.from_json(network, score).export
+                elif step.step.startswith("precision "):
+                    serial.from_json(Number, step.found.get("latency_ratio"), "a ratio of latencies")
+            except (OFAError, IndexError) as error:
+                raise IncompatibleCheckpoint(f"{path}, line {number}: {error}; remove the file to begin anew") from None
 
     def once(self, step: str, compute: Callable[[], T]) -> T:
         """What a step finds, a JSON value: computed unless it was before."""
@@ -71,6 +110,7 @@ class FinishedSteps:
 class Call:
     """A supernet, its labels and data, the folder of the results, and what an interrupted call had finished.
 
+    `trainings`: the folder for the runs of networks that go on training, which stay; below `out` where it is None.
     Its steps add: what exports the networks that went on training, by their name (`tuned`); the devices that run
     what was exported, by name and precision; and what keeping layers in floating point gives, rows by device.
     """
@@ -82,6 +122,7 @@ class Call:
     done: FinishedSteps
     seed: int = 0
     report: Report = silent
+    trainings: Path | None = None
     tuned: dict[str, Exporter] = field(default_factory=dict)
     devices: dict[tuple[str, str], Device] = field(default_factory=dict)
     sensitivity: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

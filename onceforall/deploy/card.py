@@ -1,22 +1,20 @@
-"""MODEL_CARD.md, made from manifest.json alone."""
+"""The model card, made from manifest.json alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from onceforall.deploy.manifest import SHOWN, Exported, Number, Specialized, read_manifest, score_in
-from onceforall.files import write_atomically
+from onceforall.deploy.manifest import SHOWN, Exported, Number, Specialized, score_in
 from onceforall.tasks import CLASSIFICATION, Score
 
 FEW = 20  # classes whose names a card lists; manifest.json has those of any number
 MS = "{:.3f} ms".format
 
 
-def write_card(folder: Path) -> None:
-    """The model card of a folder, beside its manifest."""
-    write_atomically(folder / "MODEL_CARD.md", "\n\n".join(_blocks(*read_manifest(folder))) + "\n")
+def card(manifest: dict[str, Any], networks: Sequence[Specialized]) -> str:
+    """The model card of a manifest and its networks."""
+    return "\n\n".join(_blocks(manifest, networks)) + "\n"
 
 
 def _blocks(manifest: dict[str, Any], networks: Sequence[Specialized]) -> Iterator[str]:

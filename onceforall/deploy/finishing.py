@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from onceforall.checkpoint import digest, save_network
@@ -19,6 +19,7 @@ from onceforall.devices.memory import measure_memory
 from onceforall.errors import InvalidConfiguration
 from onceforall.nn.supernet import Network
 from onceforall.profiling.measuring import image_shape
+from onceforall.tasks import Score
 from onceforall.training.recipe import finetune
 from onceforall.training.trainer import train
 
@@ -48,14 +49,14 @@ def finetuned(choosing: Choosing, networks: Sequence[Specialized], epochs: int) 
 def _trained(call: Call, network: Specialized, epochs: int) -> Finetuning:
     """Train a network for so many epochs more; from then on it is exported with the weights that come out.
 
-    The run folder, below `finetune`, is named by all that the training depends on: an interrupted one goes on, and
+    The run folder is named by all that the training depends on: an interrupted one goes on, and
     another one is no obstacle.
     """
     net = Network.of(call.supernet, network.architecture)
     recipe = finetune(epochs, min(BATCH, call.data.size("train")))
     about = [digest(net), network.architecture.to_json(), recipe.to_json(), call.data.describe(), call.seed]
     run = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    train(net, call.data, recipe, call.out / "finetune" / run, seed=call.seed)
+    train(net, call.data, recipe, (call.trainings or call.out / "finetune") / run, seed=call.seed)
     path = call.out / network.name / "finetuned.safetensors"
     save_network(path, net)
     weights = File.of(path)
@@ -85,20 +86,25 @@ def verified(call: Call, networks: Sequence[Specialized]) -> list[Specialized]:
     for network in networks:
         network = replace(network, exports=tuple(next(found) for _ in network.exports))
         if network.export.test_score is None:
-            network = replace(network, test_score=_in_torch(call, network))
+            network = replace(network, test_score=in_torch(call, network))
         result.append(network)
     return result
 
 
-def losses(call: Call, networks: Sequence[Specialized], max_drop: float) -> list[str]:
-    """A sentence on each quantised export that loses more than `max_drop` on the test images, for all to read."""
-    score, found = call.score, []
+def losses(
+    networks: Sequence[Specialized], score: Score, max_drop: float, in_torch: Callable[[Specialized], float]
+) -> list[str]:
+    """A sentence on each quantised export that loses more than `max_drop` on the test images, for all to read.
+
+    in_torch: the score of a network that has no fp32 export, NaN where it is not known.
+    """
+    found = []
     for network in networks:
         low = [export for export in network.exports if export.precision != "fp32" and export.test_score]
         plain = [value_of(export.test_score) for export in network.exports if export.precision == "fp32"]
         measured = [value for value in plain if not math.isnan(value)]
         if low and not measured:
-            measured = [_in_torch(call, network).value]
+            measured = [in_torch(network)]
         for export in low:
             drop = score.goal(measured[0]) - score.goal(value_of(export.test_score))
             if drop > max_drop:
@@ -134,7 +140,7 @@ def _verified(call: Call, network: Specialized, export: Exported) -> Exported:
     )
 
 
-def _in_torch(call: Call, network: Specialized) -> Number:
+def in_torch(call: Call, network: Specialized) -> Number:
     arch, exporter = network.architecture, call.exporter_of(network)
     score = call.done.once(f"test torch {exporter.key(arch)}", lambda: exporter.in_torch(arch, "test"))
     return Number(score, call.score.unit, "measured")

@@ -44,8 +44,9 @@ class MACsPredictor:
 
 
 def errors(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> tuple[float, float]:
-    """RMSE (points) and Kendall's tau."""
-    return float(np.sqrt(np.mean((predicted - measured) ** 2))), float(kendalltau(predicted, measured).statistic)
+    """RMSE (points) and Kendall's tau, which is 0 where nothing varies."""
+    tau = float(kendalltau(predicted, measured).statistic)
+    return float(np.sqrt(np.mean((predicted - measured) ** 2))), 0.0 if np.isnan(tau) else tau
 
 
 @dataclass(frozen=True)

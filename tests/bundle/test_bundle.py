@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -7,23 +8,33 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from mutated import mutations
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
 from onceforall.architecture import Architecture
 from onceforall.bundle import measure as bundle_measure
-from onceforall.bundle.bundle import RUNTIMES, Bundle, positions, read_manifest, write_bundle
+from onceforall.bundle.bundle import RUNTIMES, Bundle, named_files, positions, read_manifest, write_bundle
 from onceforall.bundle.measure import measure_bundle
 from onceforall.bundle.shared import share
+from onceforall.checkpoint import write_tensors
 from onceforall.data.dataset import ImageData
-from onceforall.errors import IncompatibleCheckpoint, InvalidArchitecture, InvalidConfiguration, UnwritableOutput
-from onceforall.files import read_json, write_json
+from onceforall.errors import (
+    IncompatibleCheckpoint,
+    InvalidArchitecture,
+    InvalidConfiguration,
+    OFAError,
+    UnwritableOutput,
+)
+from onceforall.files import read_json, sha256, write_json
 from onceforall.nn.calibrate import calibrate
 from onceforall.nn.supernet import Supernet
 from onceforall.report import tables
+from onceforall.results import publish
 from onceforall.space import SearchSpace
 from onceforall.tasks import CLASSIFICATION
 from onceforall.testing import scramble
@@ -166,7 +177,7 @@ def test_damaged_and_foreign_bundles_are_refused(folder: Path, runtime: str) -> 
         Bundle.load(folder.parent, runtime)
     manifest = read_json(folder / "manifest.json")
     write_json(folder / "manifest.json", {**manifest, "format": "else/1"})
-    with pytest.raises(IncompatibleCheckpoint, match=r"'else/1', expected 'onceforall\.bundle/1'"):
+    with pytest.raises(IncompatibleCheckpoint, match=r"'else/1', expected 'onceforall\.bundle/2'"):
         Bundle.load(folder, runtime)
     for wrong in ({}, {"fast": {}}, {"fast": 3}):
         write_json(folder / "manifest.json", {**manifest, "networks": wrong})
@@ -182,12 +193,94 @@ def test_damaged_and_foreign_bundles_are_refused(folder: Path, runtime: str) -> 
         Bundle.load(folder, runtime)
 
 
-def test_a_damaged_graph_is_refused_as_it_is_taken_into_use(folder: Path) -> None:
+@pytest.mark.parametrize(("harm", "message"), [
+    ("cut", r"best\.onnx cannot be loaded"),
+    ("flipped", r"best\.onnx is not the file that manifest\.json was written with"),
+    ("another's", r"best\.onnx is not the file"),
+    ("gone", r"best\.onnx cannot be loaded"),
+    ("elsewhere", r"best\.onnx leads to .*, out of its folder"),
+])  # fmt: skip
+def test_a_damaged_graph_is_refused_as_it_is_taken_into_use(harm: str, message: str, folder: Path) -> None:
     graph = folder / "best.onnx"
-    graph.write_bytes(graph.read_bytes()[:-100])
+    content = bytearray(graph.read_bytes())
+    if harm == "cut":
+        graph.write_bytes(content[:-100])
+    elif harm == "flipped":  # in a name, which no runtime looks at
+        content[content.index(b"pytorch")] ^= 1
+        graph.write_bytes(content)
+    elif harm == "another's":
+        shutil.copy(folder / "fast.onnx", graph)
+    else:
+        outside = graph.rename(folder.with_name("outside.onnx"))
+        if harm == "elsewhere":
+            graph.symlink_to(outside)
     bundle = Bundle.load(folder, "onnxruntime")
-    with pytest.raises(IncompatibleCheckpoint, match=r"best\.onnx cannot be loaded"):
+    with pytest.raises(IncompatibleCheckpoint, match=message):
         bundle.use("best")
+
+
+def test_a_graph_whose_weights_lie_elsewhere_is_refused(folder: Path) -> None:
+    """As an old bundle may have one, which has no digests of its graphs."""
+    model = onnx.load(folder / "best.onnx", load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../weights.safetensors"
+    shutil.copy(folder / "weights.safetensors", folder.parent)
+    (folder / "best.onnx").write_bytes(model.SerializeToString())
+    manifest = read_json(folder / "manifest.json") | {"format": "onceforall.bundle/1"}
+    for network in manifest["networks"].values():
+        del network["onnx_sha256"]
+    write_json(folder / "manifest.json", manifest)
+    bundle = Bundle.load(folder, "onnxruntime")
+    with pytest.raises(IncompatibleCheckpoint, match=r"looks for weights in \.\./weights\.safetensors"):
+        bundle.use("best")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_weights_that_are_no_numbers_are_refused(folder: Path, runtime: str) -> None:
+    tensors = load_file(folder / "weights.safetensors")
+    name = next(iter(tensors))
+    tensors[name].view(-1)[0] = float("nan")
+    write_tensors(folder / "weights.safetensors", tensors, {})
+    manifest = read_json(folder / "manifest.json")
+    manifest["weights"]["sha256"] = sha256(folder / "weights.safetensors")
+    write_json(folder / "manifest.json", manifest)
+    with pytest.raises(IncompatibleCheckpoint, match="holds NaN or infinite numbers"):
+        Bundle.load(folder, runtime)
+
+
+FOREIGN = {
+    "names": '{"networks": {"x": {"onnx": "thesis.docx"}}}',
+    "another": '{"name": "my web app", "icons": []}',
+    "specialised": '{"format": "onceforall.manifest/3", "networks": []}',
+    "list": "[1]",
+    "text": "dear diary",
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_folder_of_something_else_stays_as_it_is(
+    kind: str, supernet: Supernet, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.docx").write_text("precious")
+    (tmp_path / "manifest.json").write_text(FOREIGN[kind])
+    with pytest.raises(InvalidConfiguration, match="choose another folder"):
+        write_bundle(supernet, {"fast": supernet.space.smallest()}, tiny_data, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "thesis.docx"]
+    assert (tmp_path / "manifest.json").read_text() == FOREIGN[kind]
+
+
+def test_only_files_of_the_bundle_are_removed(folder: Path, supernet: Supernet, tiny_data: ImageData) -> None:
+    """Neither what else lies there, nor what a changed manifest of ours names elsewhere."""
+    (folder / "mine.onnx").write_text("mine")
+    (folder.parent / "fast.onnx").write_text("theirs")
+    manifest = read_json(folder / "manifest.json")
+    manifest["networks"]["../fast"] = manifest["networks"].pop("fast") | {"onnx": "../fast.onnx"}
+    write_json(folder / "manifest.json", manifest)
+    write_bundle(supernet, {"new": supernet.space.smallest()}, tiny_data, folder)
+    assert (folder / "mine.onnx").read_text() == "mine"
+    assert (folder.parent / "fast.onnx").read_text() == "theirs"
+    assert not (folder / "best.onnx").exists()
 
 
 def test_a_bundle_goes_on_with_what_it_had_where_another_network_cannot_be_loaded(folder: Path) -> None:
@@ -212,7 +305,8 @@ def test_a_new_bundle_replaces_the_old_one_whole_or_not_at_all(
         write_bundle(supernet, {"new": foreign}, tiny_data, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     write_bundle(supernet, {"new": supernet.space.smallest()}, tiny_data, folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "new.onnx", "weights.safetensors"]
+    found = sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+    assert found == ["manifest.json", "new.onnx", "weights.safetensors"]
 
 
 @pytest.mark.parametrize("names", [(), ("a/b",), ("..",), ("",)])
@@ -222,25 +316,61 @@ def test_names_are_file_names(names: tuple[str, ...], supernet: Supernet, tiny_d
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_no_bundle(
-    folder: Path, supernet: Supernet, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("left", range(6))
+def test_a_full_disk_leaves_the_old_bundle(
+    left: int, folder: Path, supernet: Supernet, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On top of an old bundle: its manifest must not vouch for a mixture."""
-    left = 2
-
     def fsync(file: int) -> None:
         nonlocal left
         left -= 1
         if left < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(UnwritableOutput, match="No space left"):
-        write_bundle(supernet, chosen(supernet.space), tiny_data, folder)
-    assert not (folder / "manifest.json").exists()
-    assert not list(folder.glob(".*"))
-    with pytest.raises(IncompatibleCheckpoint, match="not written to its end"):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(UnwritableOutput, match="No space left"):
+            write_bundle(supernet, chosen(supernet.space), tiny_data, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
+    assert Bundle.load(folder).names == ("fast", "some", "other", "best")
+    write_bundle(supernet, {"new": supernet.space.smallest()}, tiny_data, folder)
+    assert Bundle.load(folder).names == ("new",)
+    assert not (folder / "unfinished").exists()
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_a_kill_between_old_and_new_is_completed_by_the_next_call(
+    moves: int, folder: Path, supernet: Supernet, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_file, done = os.replace, 0
+
+    def killed(source: Path, target: Path) -> None:
+        nonlocal done
+        if not source.name.endswith(".part"):
+            done += 1
+            if done > moves:
+                raise KeyboardInterrupt
+        replace_file(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_bundle(supernet, {"new": supernet.space.smallest()}, tiny_data, folder)
+    with pytest.raises(IncompatibleCheckpoint, match="a kill has left half in place"):
         Bundle.load(folder)
+    publish(folder, named_files)
+    assert Bundle.load(folder, "onnxruntime").names == ("new",)
+    assert sorted(path.name for path in folder.glob("*.onnx")) == ["new.onnx"]
+
+
+def test_whatever_a_manifest_says_is_one_of_our_errors_or_loads(folder: Path, rng: np.random.Generator) -> None:
+    manifest = read_json(folder / "manifest.json")
+    manifest["networks"] = {"best": manifest["networks"]["best"]}
+    for changed in mutations(manifest, rng, 60):
+        write_json(folder / "manifest.json", changed)
+        for runtime in RUNTIMES:
+            with contextlib.suppress(OFAError):
+                Bundle.load(folder, runtime)
 
 
 def test_a_folder_that_cannot_be_written_is_said(supernet: Supernet, tiny_data: ImageData, tmp_path: Path) -> None:

@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import json
+import math
+import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,17 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mutated import mutations
 
+from onceforall.cost.analytic import MACs
 from onceforall.cost.latency import LatencyTable
 from onceforall.data.dataset import ImageData
+from onceforall.deploy.call import FinishedSteps
 from onceforall.deploy.exporting import PARITY
-from onceforall.deploy.manifest import Specialization, value_of
+from onceforall.deploy.manifest import Specialization, read_manifest, value_of
 from onceforall.deploy.specialize import specialize
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.devices.timing import time_turns
-from onceforall.errors import InfeasibleConstraint, UnwritableOutput
+from onceforall.errors import IncompatibleCheckpoint, InfeasibleConstraint, InvalidConfiguration, UnwritableOutput
 from onceforall.evaluate import measure_top1, ready
-from onceforall.files import sha256
+from onceforall.files import as_json, owned, read_json, sha256
 from onceforall.nn.supernet import Supernet
 from onceforall.predict.labels import Label
 from onceforall.report import plots, tables
@@ -120,8 +130,8 @@ def test_the_real_clock(
 
 def test_files_are_what_the_manifest_says(result: tuple[Specialization, Path]) -> None:
     found, out = result
-    manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest == json.loads(json.dumps(found.to_json()))
+    manifest = read_json(out / "manifest.json")
+    assert manifest == as_json(found.to_json())
     files = [file for network in manifest["networks"] for export in network["exports"] for file in export["files"]]
     assert len(files) == 5
     for file in files:
@@ -234,3 +244,177 @@ def test_an_unwritable_folder_is_an_error_at_once(
             report=lambda step, done, total: steps.append(step),
         )
     assert not steps
+
+
+# What is there already
+
+
+@pytest.fixture
+def finished(result: tuple[Specialization, Path], tmp_path: Path) -> Path:
+    """A finished folder, to be written again."""
+    return Path(shutil.copytree(result[1], tmp_path / "finished"))
+
+
+@pytest.fixture
+def again(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, finished: Path
+) -> Callable[..., Specialization]:
+    """Another call for the finished folder: one network."""
+
+    def call(**options: Any) -> Specialization:
+        given: dict[str, Any] = {"budgets": (), "architectures": [supernet.space.smallest()], "table": table}
+        return specialize(supernet, labels, tiny_data, OnnxRuntimeDevice(), finished, **{**given, **options})
+
+    return call
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What a folder holds, but for what is not finished."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "unfinished" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name not in IN_PASSING}
+
+
+IN_PASSING = (".lock", "steps.jsonl")
+
+
+@pytest.mark.parametrize("budget", ["0.0001 ms", "0.01%", "x"])
+def test_a_mistyped_budget_leaves_finished_results(
+    budget: str, finished: Path, again: Callable[..., Specialization]
+) -> None:
+    before = content(finished)
+    with pytest.raises((InfeasibleConstraint, InvalidConfiguration)):
+        again(budgets=(budget,))
+    assert content(finished) == before
+    read_manifest(finished)
+    assert (finished / "unfinished").exists() == (budget == "0.01%")  # of what the largest takes, when that is known
+    again()
+    assert [network.name for network in read_manifest(finished)[1]] == ["largest", "given"]
+
+
+def test_what_is_impossible_is_refused_before_anything_is_written(
+    supernet: Supernet, labels: list[Label], table: LatencyTable, tiny_data: ImageData, tmp_path: Path
+) -> None:
+    device, out = OnnxRuntimeDevice(), tmp_path / "out"
+    call = functools.partial(specialize, supernet, labels, tiny_data, device, out, table=table)
+    for options in ({"budgets": ("1e-9 ms",)}, {"budgets": (), "limits": [MACs().at_most(1)]}):
+        with pytest.raises(InfeasibleConstraint):
+            call(**options)  # type: ignore[arg-type]
+    for options in ({"max_drop": math.inf}, {"quantize": "int8", "quantized_labels": 3}):
+        with pytest.raises(InvalidConfiguration):
+            call(**options)  # type: ignore[arg-type]
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("left", range(0, 10, 2))
+def test_a_full_disk_leaves_finished_results(
+    left: int, finished: Path, again: Callable[..., Specialization], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(file: int) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = content(finished)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with contextlib.suppress(UnwritableOutput):
+            again()
+    if left < 0:
+        assert content(finished) == before
+    again()
+    assert [network.name for network in read_manifest(finished)[1]] == ["largest", "given"]
+
+
+def test_a_kill_between_old_and_new_is_healed_by_the_same_call(
+    finished: Path, again: Callable[..., Specialization], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_file, done = os.replace, 0
+
+    def killed(source: Path, target: Path) -> None:
+        nonlocal done
+        if not source.name.endswith(".part"):
+            done += 1
+            if done > 2:
+                raise KeyboardInterrupt
+        replace_file(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    with pytest.raises(InvalidConfiguration, match="a kill has left half in place: the next call"):
+        read_manifest(finished)
+    with monkeypatch.context() as patch:
+        patch.setattr("onceforall.deploy.specialize.fit_predictor", lambda call: pytest.fail("not before"))
+        with pytest.raises(pytest.fail.Exception):
+            again()
+    assert [network.name for network in read_manifest(finished)[1]] == ["largest", "given"]  # completed first
+    again()
+    assert sorted(path.name for path in finished.iterdir() if path.is_dir()) == ["given", "largest"]
+
+
+def test_what_only_the_old_manifest_names_goes_and_nothing_else(
+    finished: Path, again: Callable[..., Specialization]
+) -> None:
+    for mine in (finished / "notes.txt", finished / "searched-70pct" / "mine.onnx", finished / "mine" / "x"):
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+    again()
+    names = {*content(finished)}
+    assert {"notes.txt", "searched-70pct/mine.onnx", "mine/x", "given/onnxruntime-fp32.onnx"} <= names
+    assert not any("uniform" in name or "searched-90pct" in name for name in names)
+    assert "searched-70pct/onnxruntime-fp32.onnx" not in names
+
+
+@pytest.mark.parametrize("said", ['{"format": "onceforall.bundle/1"}', '{"name": "my app"}', "[]", "{"])
+def test_a_folder_of_something_else_is_refused(said: str, finished: Path, again: Callable[..., Specialization]) -> None:
+    (finished / "manifest.json").write_text(said)
+    before = content(finished)
+    with pytest.raises(InvalidConfiguration, match="choose another folder"):
+        again()
+    assert content(finished) == before
+
+
+def test_two_calls_do_not_write_one_folder(finished: Path, again: Callable[..., Specialization]) -> None:
+    with owned(finished, "run"), pytest.raises(UnwritableOutput, match="another specialisation that is still running"):
+        again()
+
+
+def test_another_call_that_finished_nothing_is_no_obstacle(tmp_path: Path) -> None:
+    path = tmp_path / "steps.jsonl"
+    FinishedSteps(path, {"seed": 0})
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "latency.part").write_text("of the other one")
+    other = FinishedSteps(path, {"seed": 1})
+    assert not (tmp_path / "unfinished").exists()
+    other.once("label a", lambda: 5.0)
+    with pytest.raises(InvalidConfiguration, match=r"another seed: .* \(seed is 1 there, 0 here\)"):
+        FinishedSteps(path, {"seed": 0})
+
+
+def test_steps_are_read_or_refused_with_their_line(
+    result: tuple[Specialization, Path], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Whatever a file of steps says."""
+    path, found = tmp_path / "steps.jsonl", result[0]
+    ratio = {"value": 1.5, "unit": "of fp32", "kind": "measured"}
+    steps = {
+        "latency fp32": "fp32",
+        "label fp32 a": 50.0,
+        "test torch a": 50.0,
+        "test a fp32 b": [50.0, 1e-7, 100.0],
+        "memory test a": 1024,
+        "precision int8 []": {"precision": "int8", "latency_ratio": ratio, "networks": 8},
+        "networks {}": [network.to_json(found.score) for network in found.networks[:2]],
+    }
+    rows = as_json([{"step": step, "found": value} for step, value in steps.items()])
+    for changed in (rows, *mutations(rows, rng, 300)):
+        lines = [{"seed": 0}, *changed]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        problem = ""
+        try:
+            FinishedSteps(path, {"seed": 0})
+        except IncompatibleCheckpoint as error:
+            problem = str(error)
+        assert not problem or (changed is not rows and re.search(r"steps\.jsonl, line \d", problem))
