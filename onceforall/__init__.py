@@ -5,6 +5,12 @@ chosen, and lowering it), nn/supernet.py (the elastic network), training/recipe.
 shrinking), deploy/specialize.py (the whole road).
 """
 
+import os
+
+# GNU OpenMP reads this as torch is loaded. Where another program is busy, threads that wait for each other by spinning
+# make both many times slower; so they sleep after a few microseconds (benchmarks/two_at_once.py).
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 from onceforall import cost, devices, interop, layers, spaces, tasks, zoo
 from onceforall.architecture import Architecture, Gene
 from onceforall.bundle.bundle import Bundle, write_bundle

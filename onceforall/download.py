@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,11 +20,16 @@ TIMEOUT = 20.0  # seconds without an answer
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $ONCEFORALL_CACHE, or `onceforall` in the user's cache folder."""
+    """Where downloads are kept: $ONCEFORALL_CACHE, `onceforall` in the user's cache folder, or in a temporary one."""
     given = os.environ.get("ONCEFORALL_CACHE")
     if given:
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onceforall"
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "onceforall"
+    try:
+        return Path.home() / ".cache" / "onceforall"
+    except RuntimeError:  # a user without a name and a home, as in some containers
+        return Path(tempfile.gettempdir()) / f"onceforall-{os.getuid()}"
 
 
 @contextlib.contextmanager

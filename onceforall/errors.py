@@ -56,3 +56,9 @@ class BrokenClaim(OFAError, AssertionError):
 
 class MeasurementPending(OFAError, RuntimeError):
     """A measurement is to be made on another machine; the message says what to carry there and back."""
+
+
+def install(extra: str) -> str:
+    """How to install one of our extras, for messages: no registry has this package."""
+    from_wheel = f"pip install 'FILE.whl[{extra}]' from a wheel"
+    return f"pip install -c constraints.txt -e '.[{extra}]' in a clone of onceforall, or {from_wheel}"

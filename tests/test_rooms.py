@@ -15,7 +15,7 @@ PACKAGE = Path(onceforall.__file__).parent
 ROOMS = (
     "errors",
     "checks",
-    "download files process registry serial sizes",
+    "download files process registry serial sizes threads",
     "architecture layers results",
     "choices",
     "rows",
@@ -43,6 +43,7 @@ TORCH_FREE = [
     "search",
     "space",
     "spaces",
+    "threads",
 ]
 
 

@@ -26,7 +26,9 @@ NOISY = 3.0  # percent
 @app.command()
 def devices() -> None:
     """List the runtimes that work on this machine, and what to install for the others."""
-    Console().print(tables.devices(runtimes.status()))
+    found, output = runtimes.status(), Console()
+    output.print(tables.devices(found))
+    output.print(tables.device_notes(found), markup=False, highlight=False)
 
 
 @app.command()

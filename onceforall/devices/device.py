@@ -22,7 +22,7 @@ from torch import nn
 from onceforall.devices.measure import Session as Session
 from onceforall.devices.measure import describe_machine, random_images
 from onceforall.devices.timing import Load, Run, Turn, Turns, time_turns
-from onceforall.errors import InvalidConfiguration
+from onceforall.errors import InvalidConfiguration, install
 
 Images = NDArray[np.float32]
 Shape = tuple[int, ...]
@@ -241,8 +241,8 @@ class Device(ABC):
             with quietly():
                 return importlib.import_module(package)
         except ImportError as error:
-            what = f"'onceforall[{self.extra}]'" if self.extra else package
-            raise InvalidConfiguration(f"{self.name} needs {package} ({error}): pip install {what}") from error
+            how = install(self.extra) if self.extra else f"pip install {package}"
+            raise InvalidConfiguration(f"{self.name} needs {package} ({error}): {how}") from error
 
 
 def layers_of(network: Model) -> int:

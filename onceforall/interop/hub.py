@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from onceforall.checkpoint import read_tensors, restore, write_tensors
-from onceforall.errors import DataUnavailable, IncompatibleCheckpoint, InvalidConfiguration, OFAError, UnwritableOutput
+from onceforall.errors import (
+    DataUnavailable,
+    IncompatibleCheckpoint,
+    InvalidConfiguration,
+    OFAError,
+    UnwritableOutput,
+    install,
+)
 from onceforall.files import write_json
 from onceforall.layers import layer_from_json, layer_to_json
 from onceforall.nn.network import SubNetwork
@@ -69,9 +76,7 @@ def _hub_network() -> Any:
     try:
         from huggingface_hub import PyTorchModelHubMixin
     except ImportError as error:
-        raise InvalidConfiguration(
-            f"the hub's format needs huggingface_hub ({error}): pip install 'onceforall[hub]'"
-        ) from error
+        raise InvalidConfiguration(f"the hub's format needs huggingface_hub ({error}): {install('hub')}") from error
 
     class HubNetwork(SubNetwork, PyTorchModelHubMixin, library_name="onceforall"):  # type: ignore[misc, call-arg, unused-ignore]
         """A network that the mixin can write; config.json holds the arguments."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from onceforall.cost.latency import LatencyTable, LatencyTables, Timing
-from onceforall.errors import InvalidConfiguration, OutOfDomain
+from onceforall.errors import InvalidConfiguration, OutOfDomain, install
 from onceforall.layers import ConvSpec, LayerSpec, LinearSpec, MBConvSpec, PoolSpec
 from onceforall.space import SearchSpace
 
@@ -115,7 +115,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Dialect]:
     try:
         import yaml
     except ImportError as error:
-        raise InvalidConfiguration("latency tables in YAML need PyYAML: pip install 'onceforall[interop]'") from error
+        raise InvalidConfiguration(f"latency tables in YAML need PyYAML: {install('interop')}") from error
     try:
         text = path.read_text()
     except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from onceforall.devices.torch import pinned
 from onceforall.predict.predictor import Arrays, FittedPredictor
 from onceforall.predict.ridge import RidgePredictor, standardised
 from onceforall.space import SearchSpace
@@ -73,7 +74,7 @@ class MLPPredictor(FittedPredictor):
     ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """Weight [in, out] and bias [out] of each layer, trained on all labels."""
         x, y = torch.from_numpy(inputs).float(), torch.from_numpy(targets).float()
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), pinned(1):
             torch.manual_seed(self.seed)
             sizes = [x.shape[1], *[self.hidden] * HIDDEN_LAYERS]
             hidden = [

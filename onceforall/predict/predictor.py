@@ -18,6 +18,7 @@ from onceforall.errors import InvalidArchitecture, InvalidConfiguration, OutOfDo
 from onceforall.rows import RESOLUTION, Rows
 from onceforall.search.confirm import Learner
 from onceforall.space import SearchSpace
+from onceforall.threads import one_thread
 
 LEAST_LABELS = 10
 
@@ -96,7 +97,8 @@ class FittedPredictor(ABC):
                 f"{len(rows)} labelled architectures: at least {LEAST_LABELS} are needed; measure more with `ofa label`"
             )
         means = np.bincount(inverse.ravel(), measured) / counts
-        learnt = self.learn(self.space.encode_rows(rows), means)
+        with one_thread():
+            learnt = self.learn(self.space.encode_rows(rows), means)
         shown = {"seen": seen_choices(self.space, rows), "range": np.array([means.min(), means.max()], np.float32)}
         self.adopt({**learnt, **shown})
         return self

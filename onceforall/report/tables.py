@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from onceforall.deploy.manifest import SHOWN, Number, Specialization, value_of
@@ -96,22 +95,22 @@ def quality(result: Specialization) -> str:
 
 
 def devices(found: Sequence[Status]) -> Table:
-    """One row a device: what it is, the precisions that work here and those that do not, what is installed or amiss."""
-    table = Table(title="Devices on this machine", show_lines=True)
-    for header in ("name", "what it is", "works", "does not", "installed"):
+    """One row a device: the precisions that work here and those that do not, what is installed."""
+    table = Table(title="Devices on this machine")
+    for header in ("name", "works", "does not", "installed"):
         table.add_column(header, no_wrap=header == "name")
     for device in found:
         broken = [precision for precision in device.precisions if precision not in device.working]
-        notes = [", ".join(device.versions), device.problem]
-        table.add_row(
-            device.name,
-            device.title,
-            ", ".join(device.working),
-            ", ".join(broken),
-            escape("\n".join(note for note in notes if note)),
-            style=None if device.working else "dim",
-        )
+        installed, style = ", ".join(device.versions), None if device.working else "dim"
+        table.add_row(device.name, ", ".join(device.working), ", ".join(broken), installed, style=style)
     return table
+
+
+def device_notes(found: Sequence[Status]) -> str:
+    """What each device is, and why it does not work: a paragraph each, of any width."""
+    return "\n".join(
+        f"{device.name}: {'; '.join(text for text in (device.title, device.problem) if text)}" for device in found
+    )
 
 
 def front(found: Front, score: Score) -> Table:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onceforall.checks import check_integer, expect, is_number
 from onceforall.cost.model import Constraint
-from onceforall.errors import InvalidConfiguration
 from onceforall.rows import Rows
 from onceforall.search.exchange import Exchange
 from onceforall.search.limits import Limits, costs_of
@@ -27,11 +27,22 @@ from onceforall.search.pricing import pricer
 from onceforall.search.result import Cost, SearchResult
 from onceforall.search.scoring import RowPredictor, Scorer
 from onceforall.space import SearchSpace
+from onceforall.threads import one_thread
 
 GENERATIONS = 14
+MOST = 10_000  # of anything that a search may be told to do: more would take days
 FINALISTS = 3  # resolutions that go on after the start
 
 
+def check_effort(seed: int, mutation: float, **counts: int) -> None:
+    """Raises InvalidConfiguration for a seed, a probability of mutation or a count that is out of range."""
+    check_integer("seed", seed, 0)
+    expect("mutation", mutation, is_number(mutation) and 0 < mutation <= 1, "a probability above 0")
+    for name, count in counts.items():
+        check_integer(name, count, 1, MOST)
+
+
+@one_thread()
 def search(
     space: SearchSpace,
     accuracy: RowPredictor,
@@ -56,11 +67,8 @@ def search(
     Raises InfeasibleConstraint at once where a bound lies below what the space can reach,
     OutOfDomain where the predictor belongs to another space.
     """
-    if min(population, starts, children, generations, keep) < 1 or not 0 < mutation <= 1:
-        raise InvalidConfiguration(
-            f"population {population}, starts {starts}, children {children}, generations {generations}, keep {keep}, "
-            f"mutation {mutation}: expected at least 1 of each, and a probability above 0"
-        )
+    check_integer("population", population, 1, MOST)
+    check_effort(seed, mutation, starts=starts, children=children, generations=generations, keep=keep)
     began = time.perf_counter()
     scorer, limits = Scorer(space, accuracy), Limits(space, constraints)
     task = _Task(scorer, limits, objective or Accuracy(), np.random.default_rng(seed))

@@ -28,6 +28,7 @@ from onceforall.search.pricing import PriceTable
 from onceforall.search.result import SearchResult
 from onceforall.search.scoring import RowPredictor, Scorer
 from onceforall.space import SearchSpace
+from onceforall.threads import one_thread
 
 TOLERANCE = 1e-3  # points of accuracy that a linear model may be off before it is refused
 
@@ -36,6 +37,7 @@ Key = tuple[int, ...]  # of an equation
 WHOLE: Key = ()
 
 
+@one_thread()
 def optimum(space: SearchSpace, accuracy: RowPredictor, constraints: Sequence[Constraint]) -> SearchResult:
     """The best network under constraints for a predictor that is linear in the choices, proven to be so.
 

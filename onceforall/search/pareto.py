@@ -16,14 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onceforall.architecture import Architecture
+from onceforall.checks import check_integer
 from onceforall.cost.model import Constraint, CostModel
 from onceforall.errors import InfeasibleConstraint, InvalidConfiguration
 from onceforall.rows import Rows
+from onceforall.search.evolution import MOST, check_effort
 from onceforall.search.exchange import Exchange
 from onceforall.search.limits import Limits
 from onceforall.search.result import Cost, Found
 from onceforall.search.scoring import RowPredictor, Scorer
 from onceforall.space import SearchSpace
+from onceforall.threads import one_thread
 
 FORMAT = "onceforall.front/1"
 NO_BOUND = sys.float_info.max / 4  # a cost that is only minimised; sums of two do not overflow
@@ -77,6 +80,7 @@ class Front(Found):
         return super().from_json(value)
 
 
+@one_thread()
 def front(
     space: SearchSpace,
     accuracy: RowPredictor,
@@ -98,11 +102,10 @@ def front(
     for all. `rounds`: how often the networks at all budgets are improved, each time from the best
     that is known. Raises InfeasibleConstraint, OutOfDomain.
     """
-    if min(len(costs), points, generations, rounds) < 1 or population < 2 or not 0 < mutation <= 1:
-        raise InvalidConfiguration(
-            f"{len(costs)} costs, points {points}, population {population}, generations {generations}, "
-            f"rounds {rounds}, mutation {mutation}: expected at least 1 of each (population: 2), a probability above 0"
-        )
+    if not costs:
+        raise InvalidConfiguration("no costs: a front needs one at least")
+    check_integer("population", population, 2, MOST)
+    check_effort(seed, mutation, points=points, generations=generations, rounds=rounds)
     if budgets is not None and (len(costs) != 1 or not len(budgets)):
         raise InvalidConfiguration(f"{len(budgets)} budgets for {len(costs)} costs: budgets need exactly one cost")
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""TensorBoard as a receiver of training records (optional: `pip install 'onceforall[tensorboard]'`)."""
+"""TensorBoard as a receiver of training records (the extra `tensorboard`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onceforall.errors import InvalidConfiguration
+from onceforall.errors import InvalidConfiguration, install
 
 
 def tensorboard(folder: Path) -> Callable[[dict[str, Any]], None]:
@@ -17,9 +17,7 @@ def tensorboard(folder: Path) -> Callable[[dict[str, Any]], None]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InvalidConfiguration(
-            f"TensorBoard is not installed ({error}): pip install 'onceforall[tensorboard]'"
-        ) from error
+        raise InvalidConfiguration(f"TensorBoard is not installed ({error}): {install('tensorboard')}") from error
     writer = SummaryWriter(str(folder))
 
     def report(record: dict[str, Any]) -> None:
