@@ -153,7 +153,7 @@ def test_every_benchmark_and_its_options_exist() -> None:
     seen = 0
     for page in PAGES:
         for script, rest in re.findall(r"(benchmarks/\w+\.py)([^`#\n]*)", page.read_text()):
-            known = re.findall(r'add_argument\(\s*"(--[a-z-]+)"', (README.parent / script).read_text())
+            known = re.findall(r'add_argument\(\s*"(--[a-z][\w-]+)"', (README.parent / script).read_text())
             used = re.findall(r"--[a-z][\w-]+", rest)
             assert set(used) <= set(known), f"{page}: {script}"
             seen += len(used)

@@ -26,7 +26,8 @@ from onceforall.cost.latency import LatencyTables
 from onceforall.cost.learned import load_latency
 from onceforall.data.sources import lasting, open_data
 from onceforall.deploy import exports
-from onceforall.deploy.manifest import differences, read_manifest
+from onceforall.deploy.manifest import differences
+from onceforall.deploy.reading import read_manifest
 from onceforall.deploy.specialize import specialize as run_specialize
 from onceforall.deploy.verify import verify as run_verify
 from onceforall.devices import by_name

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from onceforall.deploy.manifest import SHOWN, Exported, Number, Specialized, score_in
+from onceforall.deploy.manifest import SHOWN, Exported, Number, Specialized
+from onceforall.deploy.reading import score_in
 from onceforall.tasks import CLASSIFICATION, Score
 
 FEW = 20  # classes whose names a card lists; manifest.json has those of any number

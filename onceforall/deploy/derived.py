@@ -30,10 +30,10 @@ from onceforall.deploy.manifest import (
     Exported,
     Specialized,
     differences,
-    score_in,
     value_of,
 )
 from onceforall.deploy.precision import Precisions
+from onceforall.deploy.reading import score_in
 from onceforall.deploy.specialize import versions
 from onceforall.deploy.twins import Latency
 from onceforall.devices.device import Device

@@ -36,9 +36,9 @@ from onceforall.deploy.manifest import (
     Specialization,
     Specialized,
     folder_name,
-    named_files,
 )
 from onceforall.deploy.precision import choose_precision, keep_sensitive, quantized
+from onceforall.deploy.reading import named_files
 from onceforall.deploy.twins import Latency, Twins, changes, check_precision, fit_predictor, latency_model
 from onceforall.devices.device import Device
 from onceforall.devices.measure import describe_machine

@@ -22,17 +22,8 @@ from onceforall.deploy import derived
 from onceforall.deploy.choosing import settings_of
 from onceforall.deploy.claims import SAME_NUMBER, Claim, computed, equal, holds, same_json, skipped
 from onceforall.deploy.exporting import PARITY, Exporter, read_files, run_files
-from onceforall.deploy.manifest import (
-    Exported,
-    Needed,
-    Number,
-    Specialized,
-    differing,
-    measured_on,
-    read_manifest,
-    score_in,
-    value_of,
-)
+from onceforall.deploy.manifest import Exported, Needed, Number, Specialized, differing, value_of
+from onceforall.deploy.reading import measured_on, read_manifest, score_in
 from onceforall.deploy.specialize import versions
 from onceforall.devices.device import Device, Files, Shape
 from onceforall.devices.measure import describe_machine

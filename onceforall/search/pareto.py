@@ -103,7 +103,7 @@ def front(
     that is known. Raises InfeasibleConstraint, OutOfDomain.
     """
     if not costs:
-        raise InvalidConfiguration("no costs: a front needs one at least")
+        raise InvalidConfiguration("0 costs: a front needs one at least")
     check_integer("population", population, 2, MOST)
     check_effort(seed, mutation, points=points, generations=generations, rounds=rounds)
     if budgets is not None and (len(costs) != 1 or not len(budgets)):

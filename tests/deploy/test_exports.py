@@ -12,7 +12,7 @@ from onceforall.cost.latency import LatencyTable
 from onceforall.data.dataset import ImageData
 from onceforall.deploy import exports
 from onceforall.deploy.exports import DeviceExport, Export, PythonExport
-from onceforall.deploy.manifest import read_manifest
+from onceforall.deploy.reading import read_manifest
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.verify import verify
 from onceforall.devices.device import Images, Shape

@@ -15,7 +15,8 @@ from onceforall.cost.latency import LatencyTable
 from onceforall.cost.model import AdditiveCost, Constraint
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.exports import PythonExport
-from onceforall.deploy.manifest import Specialization, read_manifest, value_of
+from onceforall.deploy.manifest import Specialization, value_of
+from onceforall.deploy.reading import read_manifest
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.verify import verify
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from onceforall.cost.analytic import MACs
 from onceforall.data.dataset import ImageData
-from onceforall.deploy.manifest import read_manifest, score_in, value_of
+from onceforall.deploy.manifest import value_of
+from onceforall.deploy.reading import read_manifest, score_in
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.verify import verify
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice

@@ -22,7 +22,8 @@ from onceforall.cost.latency import LatencyTable
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.call import FinishedSteps
 from onceforall.deploy.exporting import PARITY
-from onceforall.deploy.manifest import Specialization, read_manifest, value_of
+from onceforall.deploy.manifest import Specialization, value_of
+from onceforall.deploy.reading import read_manifest
 from onceforall.deploy.specialize import specialize
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.devices.timing import time_turns

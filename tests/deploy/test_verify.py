@@ -15,7 +15,8 @@ from onceforall.cost.latency import LatencyTable
 from onceforall.data.dataset import ImageData
 from onceforall.deploy.card import card
 from onceforall.deploy.exporting import Exporter
-from onceforall.deploy.manifest import differences, read_manifest
+from onceforall.deploy.manifest import differences
+from onceforall.deploy.reading import read_manifest
 from onceforall.deploy.specialize import specialize
 from onceforall.deploy.verify import Claim, verify
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice

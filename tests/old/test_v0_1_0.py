@@ -28,7 +28,8 @@ from onceforall.cost.analytic import PeakActivationMemory
 from onceforall.cost.features import CONVOLUTIONAL, QUANTITIES, features, layer_features
 from onceforall.cost.latency import unique_layers
 from onceforall.data.dataset import ImageData
-from onceforall.deploy.manifest import read_manifest, value_of
+from onceforall.deploy.manifest import value_of
+from onceforall.deploy.reading import read_manifest
 from onceforall.deploy.verify import verify
 from onceforall.devices.onnxruntime import OnnxRuntimeDevice
 from onceforall.files import sha256, write_json
