@@ -79,7 +79,7 @@ def test_published_files_are_imported_and_searched_with(road: CliRunner, tmp_pat
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["architecture"]["resolution"] in (160, 176, 192, 208, 224)
     assert found["predicted_costs"][0]["value"] <= 300e6
-    with pytest.raises(InvalidConfiguration, match="make one with `ofa label`"):
+    with pytest.raises(InvalidConfiguration, match="`ofa label` makes one"):
         run(road, "search", "--model", tmp_path / "supernet", *target)
 
 

@@ -18,6 +18,7 @@ import torch
 
 from onceforall import spaces, zoo
 from onceforall.errors import DataUnavailable, IncompatibleCheckpoint, InvalidConfiguration
+from onceforall.files import read_json
 from onceforall.interop import save_network, save_supernet
 from onceforall.nn.supernet import Supernet
 from onceforall.testing import scramble
@@ -294,7 +295,7 @@ def test_a_network_is_fetched_once_under_any_of_its_names(
     assert tree.asked == [f"/ofa_specialized/{NETWORK}/{name}" for name in names]
     kept = cache / "mit" / "specialized" / NETWORK
     assert sorted(path.name for path in kept.iterdir()) == ["checksums.json", *sorted(names)]
-    assert json.loads((kept / "checksums.json").read_text()) == {name: sha256(kept / name) for name in names}
+    assert read_json(kept / "checksums.json") == {name: sha256(kept / name) for name in names}
 
 
 def test_a_network_that_was_brought_needs_no_network(folder_of_network: Path, cache: Path, offline: str) -> None:

@@ -97,6 +97,7 @@ class _Manifest(TypedDict):
     networks: list[dict[str, Any]]
     machine: NotRequired[dict[str, Any]]  # as all below not in those of older formats
     data_source: NotRequired[str | None]
+    losses: NotRequired[list[str]]
 
 
 class _Range(NamedTuple):

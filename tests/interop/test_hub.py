@@ -102,5 +102,5 @@ def test_without_the_extra_the_error_names_it(network: SubNetwork, monkeypatch: 
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     hub._hub_network.cache_clear()
     for ask in (lambda: save_pretrained(network, "out"), lambda: from_pretrained("out")):
-        with pytest.raises(InvalidConfiguration, match=r"onceforall\[hub\]"):
+        with pytest.raises(InvalidConfiguration, match=r"\.\[hub\]"):
             ask()

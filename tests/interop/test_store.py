@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from onceforall import spaces, zoo
 from onceforall.checkpoint import save_supernet as save_ours
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration, OFAError
+from onceforall.files import read_json
 from onceforall.interop.checkpoints import save_supernet
 from onceforall.interop.predictors import load_predictor
 from onceforall.interop.store import import_file, import_predictor, import_supernet, read_origin, reopen
@@ -47,7 +48,7 @@ def test_an_import_is_a_run_folder_with_a_manifest(theirs: tuple[Path, Supernet]
     path, supernet = theirs
     found = import_supernet(path, tmp_path / "run", name="mine", source="https://example.org/ofa_net")
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["manifest.json", "supernet.safetensors"]
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text()) == {
+    assert read_json(tmp_path / "run" / "manifest.json") == {
         "format": "onceforall.import/1",
         "name": "mine",
         "source": "https://example.org/ofa_net",
@@ -106,7 +107,7 @@ def test_a_predictor_is_kept_as_it_is(file: str, tables: ModuleType, tmp_path: P
     path = tables.path_of(file)
     found, original = import_file(path, tmp_path / "run"), load_predictor(path)
     kept = tmp_path / "run" / "predictor.safetensors"
-    assert json.loads((tmp_path / "run" / "manifest.json").read_text()) == {
+    assert read_json(tmp_path / "run" / "manifest.json") == {
         "format": "onceforall.import/1",
         "name": file,
         "source": file,

@@ -30,7 +30,7 @@ from torch import distributed as dist
 from onceforall.checkpoint import read_tensors, write_tensors
 from onceforall.data.batches import Batch
 from onceforall.data.dataset import Data, ImageData
-from onceforall.errors import InvalidConfiguration, OFAError, TrainingDiverged
+from onceforall.errors import OFAError, TrainingDiverged
 from onceforall.files import read_json, read_jsonl, write_json
 from onceforall.nn.supernet import Supernet
 from onceforall.space import SearchSpace
@@ -367,8 +367,8 @@ def test_where_the_number_of_processes_matters_another_is_refused(
         assert refused["error"].startswith("InvalidConfiguration: ")
         assert "run.json is of another run" in refused["error"]
         assert refused["changed"] == []
-    with pytest.raises(InvalidConfiguration, match=r"run\.json is of another run"):
-        train(Supernet(tiny_space), tiny_data, WHOLE, together / "whole_begun_by_two")
+    # One process can run the parts that each of the two ran at once.
+    train(Supernet(tiny_space), tiny_data, WHOLE, together / "whole_begun_by_two", stop_after=0)
     sizes = {
         name: read_json(together / name / "run.json")["batch_norm_size"]
         for name in ("multi", "whole_begun_by_one", "whole_begun_by_two")
