@@ -281,9 +281,12 @@ def read_jsonl(path: Path, *, damaged: Callable[[str], None] | None = None) -> l
     Raises IncompatibleCheckpoint for any other line that is no JSON object, or not as it was written; or passes
     over it, where `damaged` receives what is wrong.
     """
-    if not path.exists():
-        return []
-    lines = _content(path).splitlines(keepends=True)
+    try:
+        lines = _content(path).splitlines(keepends=True)
+    except InvalidConfiguration as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return []
+        raise
     records = []
     for number, line in enumerate(lines, 1):
         what = f"{path}, line {number}"

@@ -269,3 +269,13 @@ def test_what_differs_is_said_by_its_place() -> None:
     assert differing(theirs, ours) == "data.size is 3 there, 4 here; seed is 0 there, 1 here"
     assert differing(theirs, theirs) == ""
     assert len(differing({"a": "x" * 1000}, {"a": None})) < 100
+
+
+def test_lines_of_a_file_that_goes_while_it_is_read_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: Path) -> bytes:
+        path.unlink()
+        raise FileNotFoundError(2, "No such file or directory")
+
+    write_jsonl(tmp_path / "lines.jsonl", [{"n": 1}])
+    monkeypatch.setattr(Path, "read_bytes", gone)
+    assert read_jsonl(tmp_path / "lines.jsonl") == []

@@ -9,7 +9,6 @@ The kinds are those of `predict/sampling.py`.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
@@ -104,7 +103,8 @@ def label(
     own = path if world == 1 else path.with_name(f"{path.name}.{rank}-of-{world}")
     # Whole lines are written back where a kill left half a line; and a header appears at once or not at all,
     # because the other processes read it.
-    write_jsonl(own, [header, *_rows(_read(own)[1] if read_jsonl(own) else [], key)])
+    before = read_jsonl(own)
+    write_jsonl(own, [header, *_rows(_parsed(own, before)[1] if before else [], key)])
     # One resolution after the other: the evaluator keeps what those have in common.
     kinds = {arch: kind for kind, arch in planned[rank::world] if arch not in done}
     todo = sorted(kinds, key=lambda arch: (height_width(arch.resolution), arch.multipliers[0]))
@@ -135,18 +135,18 @@ def _gather(path: Path, header: dict[str, Any], space: SearchSpace) -> dict[Arch
     found: dict[Architecture, Label] = {}
     defaults = {**DEFAULTS, "weights": header["weights"]}
     for part in (path, *_parts(path)):
-        with contextlib.suppress(FileNotFoundError):  # the first process has just gathered it
-            if len(read_jsonl(part)) < 2:  # less than a label: a kill, a full disk, or a call that failed at once
-                continue
-            theirs, rows = _read(part)
-            theirs = {**defaults, **theirs, "data": completed(theirs.get("data"), header["data"])}
-            space_is = "the supernet's" if _is_of(theirs, space) else "of another supernet"
-            if different := differing({**theirs, "space": space_is}, as_json({**header, "space": "the supernet's"})):
-                raise InvalidConfiguration(
-                    f"{part} holds labels of another supernet, seed, data set, distribution or precision "
-                    f"({different}): choose a new file"
-                )
-            found |= {row.architecture: row for row in rows}
+        records = read_jsonl(part)
+        if len(records) < 2:  # no label: a kill, a full disk, a call that failed at once; or it was just gathered
+            continue
+        theirs, rows = _parsed(part, records)
+        theirs = {**defaults, **theirs, "data": completed(theirs.get("data"), header["data"])}
+        space_is = "the supernet's" if _is_of(theirs, space) else "of another supernet"
+        if different := differing({**theirs, "space": space_is}, as_json({**header, "space": "the supernet's"})):
+            raise InvalidConfiguration(
+                f"{part} holds labels of another supernet, seed, data set, distribution or precision "
+                f"({different}): choose a new file"
+            )
+        found |= {row.architecture: row for row in rows}
     return found
 
 
@@ -184,7 +184,10 @@ def training_pairs(
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Label]]:
-    records = read_jsonl(path)
+    return _parsed(path, read_jsonl(path))
+
+
+def _parsed(path: Path, records: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Label]]:
     if not records or records[0].get("format") != FORMAT:
         raise InvalidConfiguration(
             f"{path} is not a labels file ({FORMAT}): `ofa label` makes one, under a name that is free (--out)"
