@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from modules import module_at
 
 from onceforall import spaces
 from onceforall.cost.analytic import PeakActivationMemory, PeakConvolutionMemory, macs, params
@@ -15,13 +15,7 @@ from onceforall.cost.analytic import PeakActivationMemory, PeakConvolutionMemory
 @pytest.fixture(scope="module")
 def tables() -> ModuleType:
     """interop/shared_tables.py, which is in no package."""
-    path = Path(__file__).parent / "interop" / "shared_tables.py"
-    spec = importlib.util.spec_from_file_location("shared_tables", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(Path(__file__).parent / "interop" / "shared_tables.py")
 
 
 def test_macs_and_parameters_are_those_of_dynas_t(tables: ModuleType) -> None:

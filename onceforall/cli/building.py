@@ -24,7 +24,6 @@ from onceforall.data.dataset import Data
 from onceforall.data.sources import lasting, open_data
 from onceforall.errors import InvalidConfiguration
 from onceforall.evaluate import measure
-from onceforall.files import sha256
 from onceforall.interop import import_file
 from onceforall.nn.supernet import Network, Supernet
 from onceforall.predict.labels import label as run_label
@@ -290,7 +289,7 @@ def _run_training(
             device=device,
             precision=cast(Precision, precision),  # `train` checks it
             report=report,
-            origin=sha256(origin.folder / "supernet.safetensors") if origin else None,
+            origin=origin.weights_sha256 if origin else None,
             data_source=lasting(source),
         )
 

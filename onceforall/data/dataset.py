@@ -160,13 +160,15 @@ def as_described(data: Data, described: Any) -> Data:
 
     Where no such splits are known it is the data set itself, and the description remains another.
     """
-    if isinstance(data, Classified) and isinstance(described, dict):
-        older = replace(cast(Any, data), sparse=True)
-        if older.describe() != data.describe() and all(
-            described.get(k) == older.describe()[k] for k in ("splits", "rule")
-        ):
-            return cast(Data, older)
-    return data
+    if not isinstance(data, Classified) or not isinstance(described, dict) or _same_splits(data, described):
+        return data
+    older: Any = replace(cast(Any, data), sparse=True)
+    return cast(Data, older if _same_splits(older, described) else data)
+
+
+def _same_splits(data: Classified, described: Mapping[str, Any]) -> bool:
+    own = Classified.describe(data)  # without checksums of names, which take long for many files
+    return all(described.get(key) == own[key] for key in ("splits", "rule"))
 
 
 def described_input(data: Data) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from onceforall.deploy.manifest import (
     PREDICTOR,
     Exported,
     Specialized,
-    differences,
+    latency_entry,
     value_of,
 )
 from onceforall.deploy.precision import Precisions
@@ -39,8 +39,7 @@ from onceforall.deploy.twins import Latency
 from onceforall.devices.device import Device
 from onceforall.devices.measure import describe_machine
 from onceforall.errors import BrokenClaim, IncompatibleCheckpoint, OFAError
-from onceforall.files import as_json, parse_json
-from onceforall.files import differing as in_words
+from onceforall.files import as_json, differing, parse_json
 from onceforall.predict.accuracy import MLPPredictor, load_predictor
 from onceforall.predict.corrected import CorrectedPredictor
 from onceforall.results import UNFINISHED, inside
@@ -95,16 +94,8 @@ def of_spaces(folder: Path, manifest: Mapping[str, Any]) -> Claim:
 
 def of_twins(manifest: Mapping[str, Any], model: Latency | None, predictor: MLPPredictor) -> Iterator[Claim]:
     """What the manifest repeats of the files of the latency model and the predictor."""
-    device, said = manifest["device"], manifest["latency_model"]
     if model is not None:
-        found = {
-            "file": LATENCY,
-            "device": dict(model.device),
-            "differs": differences(model.device, device) if device else [],
-            **model.summary(),
-            "validation": model.validation.to_json() if model.validation else None,
-        }
-        yield same_json("latency model", said, found)
+        yield same_json("latency model", manifest["latency_model"], latency_entry(model, manifest["device"]))
     yield equal("seed", manifest["seed"], predictor.settings()["seed"])
 
 
@@ -234,7 +225,7 @@ def of_this_machine(manifest: Mapping[str, Any]) -> Iterator[Claim]:
 
 def _alike(about: str, stated: Any, found: Any) -> Claim:
     """What may differ from here, and is not repeated then."""
-    different = in_words(stated, as_json(found))
+    different = differing(stated, as_json(found))
     return (
         skipped(about, told(stated), f"another one: {different}")
         if different
@@ -249,9 +240,10 @@ def of_the_rest(folder: Path, manifest: dict[str, Any], networks: Sequence[Speci
             found = inside(folder, CARD).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise IncompatibleCheckpoint(f"{folder / CARD} cannot be read: {error}") from None
-        lines, right = (text.splitlines() for text in (found, card(manifest, networks)))
+        expected = card(manifest, networks)
+        lines, right = found.splitlines(), expected.splitlines()
         first = next((f"{there!r:.80} there" for there, here in zip(lines, right, strict=False) if there != here), "")
-        yield holds(CARD, "what it says", first or f"{len(lines)} lines", found == card(manifest, networks))
+        yield holds(CARD, "what it says", first or f"{len(lines)} lines", found == expected)
     else:
         yield skipped(CARD, CARD, f"made by a version that wrote {manifest['format']}")
     if LOSSES in manifest:

@@ -271,20 +271,9 @@ class Specialization:
             **self.about,
             "score": asdict(self.score),
             "device": self.device,
-            "latency_model": self._latency_model(),
+            "latency_model": latency_entry(self.table, self.device) if self.table else None,
             "predictor": {"file": PREDICTOR, "corrected": self.corrected, **self.quality.to_json()},
             "networks": [network.to_json(self.score) for network in self.networks],
-        }
-
-    def _latency_model(self) -> dict[str, Any] | None:
-        if self.table is None:
-            return None
-        return {
-            "file": LATENCY,
-            "device": dict(self.table.device),
-            "differs": differences(self.table.device, self.device) if self.device else [],
-            **self.table.summary(),
-            "validation": self.table.validation.to_json() if self.table.validation else None,
         }
 
     def summary(self) -> dict[str, Any]:
@@ -316,7 +305,18 @@ class Specialization:
         }
 
 
-def differing(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+def latency_entry(model: LatencyTable | LearnedLatency, device: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a manifest says of a latency model, which has a file of its own, beside the device that was measured on."""
+    return {
+        "file": LATENCY,
+        "device": dict(model.device),
+        "differs": differences(model.device, device) if device else [],
+        **model.summary(),
+        "validation": model.validation.to_json() if model.validation else None,
+    }
+
+
+def different_keys(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """In what the descriptions of two devices differ, of what both say (one that keeps no layers does not say so)."""
     kept: dict[str, Any] = {} if "kept" not in made_on and "kept" not in here else {"kept": []}
     one, other = {**kept, **made_on}, {**kept, **here}
@@ -325,4 +325,4 @@ def differing(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 def differences(made_on: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """How the device of a latency model differs from another."""
-    return [f"{key}: {made_on.get(key, [])}, here {here.get(key, [])}" for key in differing(made_on, here)]
+    return [f"{key}: {made_on.get(key, [])}, here {here.get(key, [])}" for key in different_keys(made_on, here)]

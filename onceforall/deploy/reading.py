@@ -25,6 +25,7 @@ from onceforall.deploy.manifest import (
 )
 from onceforall.errors import IncompatibleCheckpoint, InvalidConfiguration
 from onceforall.files import read_json_object
+from onceforall.predict.quality import PredictorQuality
 from onceforall.results import MANIFEST, UNFINISHED, check_whole, inside
 from onceforall.tasks import CLASSIFICATION, Score
 
@@ -44,14 +45,10 @@ class _LatencyModel(TypedDict):
 
 
 class _Predictor(TypedDict):
+    """Beside the fields of `PredictorQuality`."""
+
     file: str
     corrected: bool
-    train: int
-    held_out: int
-    rmse: float
-    kendall_tau: float
-    macs_rmse: float
-    macs_kendall_tau: float
 
 
 class _Comparison(TypedDict):
@@ -149,6 +146,7 @@ def parse_networks(manifest: Mapping[str, Any]) -> list[Specialized]:
     """The networks of a manifest, whose every field is looked at. Raises IncompatibleCheckpoint."""
     try:
         msgspec.convert(manifest, _Manifest)
+        msgspec.convert(manifest["predictor"], PredictorQuality)
     except msgspec.ValidationError as error:
         raise IncompatibleCheckpoint(str(error)) from None
     if manifest.get("format") == FORMAT and (missing := {"machine", "data_source", "score"} - manifest.keys()):

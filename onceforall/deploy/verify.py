@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from onceforall.cost.analytic import macs, params
 from onceforall.data.dataset import Data, Split, as_described, completed, described_input, identity
 from onceforall.deploy import derived
 from onceforall.deploy.choosing import settings_of
-from onceforall.deploy.claims import SAME_NUMBER, Claim, computed, equal, holds, same_json, skipped
+from onceforall.deploy.claims import SAME_NUMBER, Claim, computed, equal, holds, same_json, skipped, told
 from onceforall.deploy.exporting import PARITY, Exporter, read_files, run_files
-from onceforall.deploy.manifest import Exported, Needed, Number, Specialized, differing, value_of
+from onceforall.deploy.manifest import Exported, Needed, Number, Specialized, different_keys, value_of
 from onceforall.deploy.reading import measured_on, read_manifest, score_in
 from onceforall.deploy.specialize import versions
 from onceforall.devices.device import Device, Files, Shape
@@ -31,7 +31,7 @@ from onceforall.devices.memory import measure_memory
 from onceforall.devices.timing import time_turns
 from onceforall.errors import BrokenClaim, IncompatibleCheckpoint, InvalidConfiguration, OFAError
 from onceforall.nn.supernet import Supernet
-from onceforall.predict.accuracy import MLPPredictor, assess
+from onceforall.predict.accuracy import MLPPredictor, PredictorQuality, assess
 from onceforall.predict.labels import Label, training_pairs
 from onceforall.profiling.measuring import WHOLE, image_shape, summarise
 from onceforall.space import SearchSpace
@@ -72,12 +72,12 @@ def verify(
         yield skipped("source weights, sha256", str(manifest["supernet"].get("sha256")), "the supernet is not here")
     data = as_described(data, manifest["data"]) if data is not None else None
     if data is not None and identity(data) != completed(manifest["data"], identity(data)):
-        yield Claim("data", str(manifest["data"].get("name")), f"{data.name}, not the same images", repeated=False)
+        yield skipped("data", str(manifest["data"].get("name")), f"{data.name}, not the same images")
         data = None
     elif data is None:
         yield skipped("data", manifest["data"], "the data set is not here: give --data")
     else:
-        yield same_json("data", manifest["data"], manifest["data"])
+        yield Claim("data", told(manifest["data"]), "the same")
     score = score_in(manifest)
     yield from _of_data(manifest, data, score)
     yield derived.of_spaces(folder, manifest)
@@ -141,7 +141,7 @@ def _quality(
     manifest: Mapping[str, Any], space: SearchSpace, labels: Sequence[Label] | None, score: Score
 ) -> Iterator[Claim]:
     """The errors of the predictor on labels that it did not learn from."""
-    names = ("train", "held_out", "rmse", "kendall_tau", "macs_rmse", "macs_kendall_tau")
+    names = [field.name for field in fields(PredictorQuality)]
     stated = {name: manifest["predictor"][name] for name in names}
     if labels is None:
         yield skipped("predictor, errors", stated, "the labels are not here")
@@ -219,7 +219,7 @@ class _Judged:
             yield from derived.of_export(self.manifest, about, export, self.threads)
             device = derived.made_here(export.device, export.precision, self.threads)
             if isinstance(device, str):
-                yield Claim(f"{about}: accuracy, latency", export.runtime, device, repeated=False)
+                yield skipped(f"{about}: accuracy, latency", export.runtime, device)
                 continue
             run = _Run(
                 about, network.architecture, export, device.keeping(export.kept) if export.kept else device, files
@@ -279,7 +279,7 @@ class _Judged:
         stated, same = value_of(export.test_score), _same_runtime(run)
         points = self.points(same)
         if self.data is None:
-            yield Claim(about, self.score.text(stated), "the data set is not here: give --data", repeated=False)
+            yield skipped(about, self.score.text(stated), "the data set is not here: give --data")
             measured = None
         elif judge is not None:
             measured, parity, agreement = judge.judge(run.architecture, run.device, run.files, "test")
@@ -329,7 +329,7 @@ def _latency(run: _Run, claimed: float, described: Mapping[str, Any]) -> Iterato
     own = device.describe()
     changed = {"precision": export.precision, "name": export.device, "runtime": export.runtime, "kept": [*export.kept]}
     # What a runtime says beyond name and version (its provider) is of no other runtime's description.
-    different = differing({**described, **changed}, own)
+    different = different_keys({**described, **changed}, own)
     if different:
         here = ", ".join(f"{key} {own.get(key)}" for key in different)
         yield skipped(about, stated, f"another device ({here}): profile and specialise here")

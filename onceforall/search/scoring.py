@@ -33,7 +33,7 @@ class Scorer:
 
     def __init__(self, space: SearchSpace, accuracy: RowPredictor) -> None:
         self._predict = rows_of(space, accuracy)
-        self._raw = rows_of(space, accuracy, getattr(accuracy, "raw_rows", None))
+        self._space, self._accuracy = space, accuracy
         self._known: dict[bytes, float] = {}
         self._rows = [np.empty((0, len(space.columns)), np.int16)]
 
@@ -57,7 +57,7 @@ class Scorer:
 
     def raw(self, rows: Rows) -> NDArray[np.float64]:
         """What the predictor says of rows before it bounds that, where it does: none are remembered."""
-        return self._raw(rows)
+        return rows_of(self._space, self._accuracy, getattr(self._accuracy, "raw_rows", None))(rows)
 
     def everything(self) -> tuple[Rows, NDArray[np.float64]]:
         """All distinct rows so far, and their predicted accuracy."""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from dataclasses import replace
@@ -11,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from faults import FullDisk, Killed
 from mutated import mutations
 from safetensors.torch import load_file
 from torch import Tensor
@@ -320,15 +320,9 @@ def test_names_are_file_names(names: tuple[str, ...], supernet: Supernet, tiny_d
 def test_a_full_disk_leaves_the_old_bundle(
     left: int, folder: Path, supernet: Supernet, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fsync(file: int) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "fsync", FullDisk(left))
         with pytest.raises(UnwritableOutput, match="No space left"):
             write_bundle(supernet, chosen(supernet.space), tiny_data, folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
@@ -342,18 +336,8 @@ def test_a_full_disk_leaves_the_old_bundle(
 def test_a_kill_between_old_and_new_is_completed_by_the_next_call(
     moves: int, folder: Path, supernet: Supernet, tiny_data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace_file, done = os.replace, 0
-
-    def killed(source: Path, target: Path) -> None:
-        nonlocal done
-        if not source.name.endswith(".part"):
-            done += 1
-            if done > moves:
-                raise KeyboardInterrupt
-        replace_file(source, target)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
+        patch.setattr(os, "replace", Killed(moves))
         with pytest.raises(KeyboardInterrupt):
             write_bundle(supernet, {"new": supernet.space.smallest()}, tiny_data, folder)
     with pytest.raises(IncompatibleCheckpoint, match="a kill has left half in place"):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
 import math
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faults import FullDisk, Killed
 from mutated import mutations
 
 from onceforall.cost.analytic import MACs
@@ -310,18 +310,13 @@ def test_what_is_impossible_is_refused_before_anything_is_written(
 def test_a_full_disk_leaves_finished_results(
     left: int, finished: Path, again: Callable[..., Specialization], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fsync(file: int) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
+    disk = FullDisk(left)
     before = content(finished)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "fsync", disk)
         with contextlib.suppress(UnwritableOutput):
             again()
-    if left < 0:
+    if disk.left < 0:
         assert content(finished) == before
     again()
     assert [network.name for network in read_manifest(finished)[1]] == ["largest", "given"]
@@ -330,18 +325,8 @@ def test_a_full_disk_leaves_finished_results(
 def test_a_kill_between_old_and_new_is_healed_by_the_same_call(
     finished: Path, again: Callable[..., Specialization], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace_file, done = os.replace, 0
-
-    def killed(source: Path, target: Path) -> None:
-        nonlocal done
-        if not source.name.endswith(".part"):
-            done += 1
-            if done > 2:
-                raise KeyboardInterrupt
-        replace_file(source, target)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
+        patch.setattr(os, "replace", Killed(2))
         with pytest.raises(KeyboardInterrupt):
             again()
     with pytest.raises(InvalidConfiguration, match="a kill has left half in place: the next call"):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from modules import module_at
 from mutated import mutations
 
 from onceforall.cost.latency import LatencyTable
@@ -50,13 +50,7 @@ def folder(
 @pytest.fixture
 def falsify() -> Any:
     """The script, as a module."""
-    path = Path(__file__).parents[2] / "benchmarks" / "falsify.py"
-    spec = importlib.util.spec_from_file_location("falsify", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(Path(__file__).parents[2] / "benchmarks" / "falsify.py")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ plain.py is the judge: it was written without a look at the package.
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from modules import module_at
 from torch import Tensor
 
 from onceforall import spaces
@@ -35,12 +35,7 @@ FAMILIES: dict[str, Callable[..., SearchSpace]] = {
 
 def load(name: str) -> ModuleType:
     """A module beside this file, which is in no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at(Path(__file__).with_name(f"{name}.py"))
 
 
 @dataclass(frozen=True)
